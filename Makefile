@@ -1,0 +1,127 @@
+# Every command of the project. `make` alone lists them.
+# The first one that needs it sets up .venv from requirements/*.lock; after that nothing is installed
+# until a lock file changes.
+
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+MODEL ?= demo
+TP ?= 1
+PROFILE ?=
+PRECISION ?=
+IMAGE ?=
+PROMPT ?=
+HTTP_PORT ?=
+GRPC_PORT ?=
+METRICS_PORT ?=
+# The comparisons with transformers need torch. The registry's build brings several GB of CUDA
+# packages, so it is left out, and they are skipped: point pip at CPU wheels with
+# PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS, or set ALLOW_CUDA_TORCH=1.
+ALLOW_CUDA_TORCH ?=
+
+# Recipes read these from the environment, exactly as given: spaces, quotes and dollars survive.
+TEXTS := MODEL TP PROFILE PRECISION IMAGE PROMPT HTTP_PORT GRPC_PORT METRICS_PORT
+$(foreach text,$(TEXTS),$(eval override $(text) := $$(value $(text))))
+export $(TEXTS)
+
+# The first Python 3.10-3.12 on PATH; another one: make PYTHON=/path/to/python3.11 ...
+SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
+	"$$p" -c '$(SUPPORTED)' 2>/dev/null && echo "$$p" && break; done)
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+# A stamp is touched as the last step of its recipe: a killed installation is done again.
+CREATED := $(VENV)/created.stamp
+RUNTIME := $(VENV)/runtime.stamp
+TEST := $(VENV)/test.stamp
+
+##@ Use
+
+.PHONY: demo
+demo: $(RUNTIME) ## Answer a question about a picture through a real Triton server
+	@$(RUN) -m clients.demo
+
+.PHONY: engines
+engines: $(RUNTIME) ## Convert MODEL (a name or a directory) for TP GPUs [PROFILE=cpu|gpu] [PRECISION=]
+	@$(RUN) -m build.engines --model="$$MODEL" --tp-size="$$TP" $(if $(PROFILE),--profile="$$PROFILE") $(if $(PRECISION),--precision="$$PRECISION")
+
+.PHONY: serve
+serve: $(RUNTIME) ## Serve MODEL until Ctrl-C [TP=] [PROFILE=] [PRECISION=] [HTTP_PORT= GRPC_PORT= METRICS_PORT=]
+	@exec $(RUN) -m build.serve --model="$$MODEL" --tp-size="$$TP" $(if $(PROFILE),--profile="$$PROFILE") $(if $(PRECISION),--precision="$$PRECISION") $(if $(HTTP_PORT),--http-port="$$HTTP_PORT") $(if $(GRPC_PORT),--grpc-port="$$GRPC_PORT") $(if $(METRICS_PORT),--metrics-port="$$METRICS_PORT")
+
+.PHONY: chat
+chat: $(RUNTIME) ## Ask the served MODEL: PROMPT="..." [IMAGE=file] [GRPC_PORT=]
+	@exec $(RUN) -m clients.chat --model="$$MODEL" --prompt="$$PROMPT" $(if $(IMAGE),--image="$$IMAGE") $(if $(GRPC_PORT),--grpc-port="$$GRPC_PORT")
+
+##@ Develop
+
+.PHONY: test
+test: lint ## Everything that CI runs: format, lint, types, all tests
+	@$(RUN) -m pytest
+
+.PHONY: lint
+lint: $(TEST) ## Check format, lint and types
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m ruff check .
+	@$(RUN) -m mypy
+
+.PHONY: format
+format: $(TEST) ## Format the code and repair what ruff can
+	@$(RUN) -m ruff format .
+	@$(RUN) -m ruff check --fix .
+
+.PHONY: check-engines
+check-engines: $(TEST) ## Compile the vision graph of MODEL with TensorRT for RTX, without a GPU
+	@$(RUN) -m build.check_engines --model="$$MODEL"
+
+.PHONY: render-configs
+render-configs: $(RUNTIME) ## Write model_repository/*/config.pbtxt from the tensor contract
+	@$(RUN) -m build.render_configs
+
+.PHONY: bench-conversion
+bench-conversion: $(RUNTIME) ## Measure the peak memory of the conversion
+	@$(RUN) -m benchmarks.conversion_memory
+
+##@ Set up
+
+.PHONY: env
+env: $(RUNTIME) ## Set up .venv with what the demo and the server need
+
+.PHONY: test-env
+test-env: $(TEST) ## Set up .venv with what the tests need as well
+
+.PHONY: lock
+lock: $(RUNTIME) ## Write requirements/*.lock from pyproject.toml
+	@$(RUN) -m pip install --quiet "uv>=0.9"
+	@$(RUN) -m build.lock
+
+.PHONY: clean
+clean: ## Remove .venv, artifacts and caches
+	@rm -rf $(VENV) artifacts dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help
+help: ## List these commands
+	@awk -F ':.*## ' '/^##@/ {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
+	@echo; echo "Defaults: MODEL=demo TP=1. Example: make chat MODEL=demo IMAGE=photo.jpg PROMPT=\"What is this?\""
+
+$(CREATED):
+	@"$(PYTHON)" -c '$(SUPPORTED)' 2>/dev/null || { echo "Python 3.10, 3.11 or 3.12 is needed, and $(if $(PYTHON),$(PYTHON) is not one,none is on PATH). Install one, or name it: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@echo "Setting up $(VENV) ..."
+	@"$(PYTHON)" -m build.virtual_environment $(VENV)
+	@touch $@
+
+$(RUNTIME): requirements/runtime.lock | $(CREATED)
+	@echo "Installing what the server needs (0.7 GB on disk) ..."
+	@$(RUN) -m pip install --quiet --requirement requirements/runtime.lock
+	@$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(RUN) -m build.libpython
+	@touch $@
+
+$(TEST): requirements/test.lock requirements/torch.lock $(RUNTIME)
+	@echo "Installing what the tests need (1.4 GB more) ..."
+	@$(RUN) -m build.install_torch $(if $(ALLOW_CUDA_TORCH),--allow-cuda)
+	@$(RUN) -m pip install --quiet --requirement requirements/test.lock
+	@touch $@

@@ -1,0 +1,69 @@
+"""MODEL, a name or a directory, to a checkpoint directory on this machine."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from internvl_triton.errors import DownloadFailed, UnknownModel
+from internvl_triton.published_models import HUB_ORGANISATION, PUBLISHED_MODELS
+
+__all__ = ["DEMO", "artifact_name", "resolve_checkpoint"]
+
+DEMO = "demo"
+# The -MPO checkpoints share architecture and format with the sizes they were tuned from.
+NAMES = (*PUBLISHED_MODELS, *(f"{name}-MPO" for name in PUBLISHED_MODELS))
+_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
+
+
+def artifact_name(model: str) -> str:
+    """Folder below artifacts/ for MODEL: its name, or its directory's.
+
+    Raises UnknownModel, with the names there are, for anything else.
+    """
+    if model == DEMO or model in NAMES:
+        return model
+    if Path(model).is_dir():
+        return Path(model).resolve().name
+    if model.startswith(f"{HUB_ORGANISATION}/") and model.split("/", 1)[1] in NAMES:
+        return model.split("/", 1)[1]
+    close = difflib.get_close_matches(model, [DEMO, *NAMES], n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    raise UnknownModel(
+        f"MODEL={model!r} is neither a directory nor a known name{hint}. "
+        f"Names: {DEMO}, {', '.join(NAMES)}. Or pass a local checkpoint directory: "
+        "MODEL=path/to/checkpoint"
+    )
+
+
+def resolve_checkpoint(model: str, artifacts_dir: Path) -> Path:
+    """The checkpoint directory of MODEL: made (demo), local, or downloaded from the model hub.
+
+    Raises UnknownModel; DownloadFailed, with how to pass a local directory.
+    """
+    name = artifact_name(model)
+    if name == DEMO and not Path(model).is_dir():
+        from build.demo_checkpoint import ensure_demo_checkpoint
+
+        return ensure_demo_checkpoint(artifacts_dir / "checkpoints" / DEMO)
+    if Path(model).is_dir():
+        return Path(model).resolve()
+    return _download(name, artifacts_dir / "checkpoints" / name)
+
+
+def _download(name: str, target: Path) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    repository = f"{HUB_ORGANISATION}/{name}"
+    print(f"{repository}: checking the model hub ...", flush=True)
+    try:
+        snapshot_download(repository, local_dir=target, allow_patterns=list(_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DownloadFailed(
+            f"{repository} could not be downloaded from the model hub: {reason[0]}\n"
+            "Without a network, copy the checkpoint here and pass its directory: "
+            f"make engines MODEL=path/to/{name}"
+        ) from error
+    return target

@@ -1,0 +1,117 @@
+"""Serve artifacts/<model>/ with Triton in the foreground until Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from build.engines import default_precision
+from build.model_source import DEMO, artifact_name
+from build.profile import PROFILES, choose_profile
+from build.repository import assemble_repository
+from build.servable import check_servable
+from internvl_triton.artifacts import Artifacts, LLMBuild
+from internvl_triton.errors import InternVLTritonError
+from internvl_triton.triton_server import TritonServer
+
+__all__ = ["DEFAULT_PORTS", "make_server"]
+
+DEFAULT_PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
+READY_TIMEOUT_S = 600.0
+EXIT_TIMEOUT_S = 10
+
+
+def make_server(
+    model: str,
+    *,
+    tp_size: int = 1,
+    precision: str | None = None,
+    artifacts_dir: Path = Path("artifacts"),
+    http_port: int = DEFAULT_PORTS["http"],
+    grpc_port: int = DEFAULT_PORTS["grpc"],
+    metrics_port: int = DEFAULT_PORTS["metrics"],
+    host: str = "127.0.0.1",
+) -> TritonServer:
+    """A server, not yet started, for what `build_engines` made. Its log goes beside the artefacts.
+
+    Raises UnknownModel, ArtifactMismatch (not built, or not fitting), InvalidTensorParallel.
+    """
+    artifacts = Artifacts(artifacts_dir / artifact_name(model))
+    artifacts.manifest()
+    spec = artifacts.spec()
+    spec.llm.check_tp_size(tp_size)
+    llm = LLMBuild(precision or default_precision(spec), tp_size)
+    check_servable(artifacts, llm)
+    assemble_repository(artifacts, llm)
+    return TritonServer(
+        artifacts.repository,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        host=host,
+        log_path=artifacts.root / "tritonserver.log",
+        exit_timeout_s=EXIT_TIMEOUT_S,
+    )
+
+
+def _serve(server: TritonServer, model: str) -> int:
+    print(f"starting Triton for {model} ...", flush=True)
+    with server:
+        server.wait_ready(READY_TIMEOUT_S)
+        print(f"serving {model}", flush=True)
+        print(f"  gRPC     {server.grpc_url}")
+        print(f"  HTTP     http://{server.http_url}/v2/models/internvl/generate")
+        print(f"  metrics  {server.metrics_url}")
+        print(f"  log      {server.log_path}")
+        print("Ctrl-C stops it.", flush=True)
+        try:
+            code = server.wait()
+        except KeyboardInterrupt:
+            print("\nstopping (Ctrl-C again ends it at once) ...", flush=True)
+            server.stop()
+            print("stopped")
+            return 0
+    print(f"error: tritonserver ended by itself with exit code {code}", file=sys.stderr)
+    return 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m build.serve", description=__doc__)
+    parser.add_argument("--model", default=DEMO, help="name or checkpoint directory (%(default)s)")
+    parser.add_argument("--tp-size", type=int, default=1, help="tensor parallelism (%(default)s)")
+    parser.add_argument(
+        "--profile", choices=PROFILES, help="default: gpu if there is one, else cpu"
+    )
+    parser.add_argument("--precision", help="precision of the language model (the checkpoint's)")
+    parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    for name, port in DEFAULT_PORTS.items():
+        parser.add_argument(f"--{name}-port", type=int, default=port, help="(%(default)s)")
+    args = parser.parse_args(argv)
+    # A service manager's SIGTERM ends the server as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        choose_profile(args.profile)
+        server = make_server(
+            args.model,
+            tp_size=args.tp_size,
+            precision=args.precision,
+            artifacts_dir=args.artifacts,
+            http_port=args.http_port,
+            grpc_port=args.grpc_port,
+            metrics_port=args.metrics_port,
+            host=args.host,
+        )
+        return _serve(server, args.model)
+    except InternVLTritonError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped before it was ready", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,17 @@
+"""Checkpoint -> portable artefacts: `export_llm`, `export_vision`."""
+
+from importlib import import_module
+from typing import Any
+
+_MODULE_OF = {
+    "export_llm": "export.llm_checkpoint",
+    "export_vision": "export.vision_onnx",
+}
+__all__ = list(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: an eager import would make `python -m export.vision_onnx` run twice."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULE_OF[name]), name)

@@ -1,0 +1,114 @@
+"""Lazy reader of a Hugging Face checkpoint directory: one tensor at a time from its shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from internvl_triton.checkpoint_layout import Shapes
+from internvl_triton.errors import IncompleteCheckpoint, InvalidCheckpoint
+
+__all__ = ["Checkpoint"]
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+
+
+class Checkpoint:
+    """Tensors of `directory`, sharded (index file) or single (`model.safetensors`).
+
+    Nothing stays mapped between reads, so resident memory is one tensor at a time.
+    bfloat16 arrives as `ml_dtypes.bfloat16`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Raises IncompleteCheckpoint for a missing shard, InvalidCheckpoint for a broken one."""
+        self.directory = Path(directory)
+        self._file_of_tensor: dict[str, Path] = {}
+        for shard in self._shards():
+            try:
+                with safe_open(shard, framework="np") as opened:
+                    names = list(opened.keys())
+            except (SafetensorError, OSError) as error:
+                raise InvalidCheckpoint(
+                    f"{shard.name} is not a complete safetensors file ({error}); download it again"
+                ) from error
+            self._file_of_tensor.update(dict.fromkeys(names, shard))
+
+    def _shards(self) -> list[Path]:
+        index = self.directory / _INDEX
+        if index.is_file():
+            try:
+                names = sorted(
+                    set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+                )
+            except (ValueError, KeyError, AttributeError) as error:
+                raise InvalidCheckpoint(f"{_INDEX} has no readable weight_map") from error
+            missing = [name for name in names if not (self.directory / name).is_file()]
+            if missing:
+                raise IncompleteCheckpoint(
+                    f"{self.directory} lacks {len(missing)} of {len(names)} shards named in "
+                    f"{_INDEX}: {_some(missing)}"
+                )
+            return [self.directory / name for name in names]
+        single = self.directory / _SINGLE
+        if single.is_file():
+            return [single]
+        raise IncompleteCheckpoint(
+            f"{self.directory} has neither {_INDEX} nor {_SINGLE}; "
+            "only safetensors checkpoints can be converted"
+        )
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._file_of_tensor)
+
+    def check(self, expected: Shapes) -> None:
+        """Compare names and shapes with `expected`; extra tensors are allowed.
+
+        Raises IncompleteCheckpoint naming missing tensors, InvalidCheckpoint a wrong shape.
+        """
+        missing = [name for name in expected if name not in self._file_of_tensor]
+        if missing:
+            raise IncompleteCheckpoint(
+                f"{self.directory} lacks {len(missing)} of {len(expected)} tensors: {_some(missing)}"
+            )
+        by_shard: dict[Path, list[str]] = {}
+        for name in expected:
+            by_shard.setdefault(self._file_of_tensor[name], []).append(name)
+        for shard, names in by_shard.items():
+            with safe_open(shard, framework="np") as opened:
+                for name in names:
+                    shape = tuple(opened.get_slice(name).get_shape())
+                    if shape != expected[name]:
+                        raise InvalidCheckpoint(
+                            f"{name} has shape {shape}; config.json implies {expected[name]}"
+                        )
+
+    def dtype(self, name: str) -> str:
+        """safetensors' dtype name: "BF16", "F16", "F32", ..."""
+        with safe_open(self._file(name), framework="np") as opened:
+            return str(opened.get_slice(name).get_dtype())
+
+    def read(self, name: str) -> NDArray[Any]:
+        """The whole tensor, in the dtype it is stored in. Raises IncompleteCheckpoint."""
+        with safe_open(self._file(name), framework="np") as opened:
+            tensor: NDArray[Any] = opened.get_tensor(name)
+        return tensor
+
+    def _file(self, name: str) -> Path:
+        try:
+            return self._file_of_tensor[name]
+        except KeyError:
+            raise IncompleteCheckpoint(f"{self.directory} has no tensor {name!r}") from None
+
+
+def _some(names: Iterable[str], limit: int = 5) -> str:
+    names = list(names)
+    more = f", ... ({len(names) - limit} more)" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,0 +1,17 @@
+"""The CPU engine of the `tensorrt_llm` step: a TensorRT-LLM checkpoint executed rank by rank."""
+
+from internvl_triton.cpu_llm.engine import CpuLlmEngine
+from internvl_triton.cpu_llm.generation import (
+    EngineLimits,
+    GenerationChunk,
+    GenerationRequest,
+    validate_request,
+)
+
+__all__ = [
+    "CpuLlmEngine",
+    "EngineLimits",
+    "GenerationChunk",
+    "GenerationRequest",
+    "validate_request",
+]

@@ -1,0 +1,71 @@
+"""Rotary embedding and causal attention of one sequence, in numpy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["RotaryEmbedding", "causal_attention"]
+
+Array = NDArray[np.float32]
+
+MAX_SCORES = 4 * 2**20  # attention scores in memory at once: 16 MB of float32
+
+
+class RotaryEmbedding:
+    """RoPE with rotated halves ("rope_gpt_neox"): pairs are (i, i + head_dim / 2).
+
+    angle(position, i) = position * theta^(-2 i / head_dim), in float32 as the reference and
+    TensorRT-LLM (`RopeEmbeddingUtils.create_sinusoidal_positions_for_attention_plugin`) compute it.
+    """
+
+    def __init__(self, *, head_dim: int, theta: float, max_positions: int) -> None:
+        exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+        inverse_frequencies = (1.0 / np.power(np.float32(theta), exponents)).astype(np.float32)
+        angles = np.outer(np.arange(max_positions, dtype=np.float32), inverse_frequencies)
+        self._cos, self._sin = np.cos(angles), np.sin(angles)
+
+    def rotate(self, x: Array, positions: NDArray[np.int64]) -> Array:
+        """x (n, heads, head_dim) at `positions` (n,)."""
+        cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
+        half = x.shape[2] // 2
+        first, second = x[:, :, :half], x[:, :, half:]
+        rotated = np.empty_like(x)
+        rotated[:, :, :half] = first * cos - second * sin
+        rotated[:, :, half:] = second * cos + first * sin
+        return rotated
+
+
+def causal_attention(queries: Array, keys: Array, values: Array) -> Array:
+    """softmax(q k^T / sqrt(head_dim)) v for the last n of `length` positions.
+
+    queries (n, heads, head_dim); keys and values (kv_heads, length, head_dim); head h reads kv
+    head h // (heads / kv_heads). Returns (n, heads * head_dim). Queries are taken in blocks, and
+    keys behind a block's last query are never multiplied, so memory does not grow with n.
+    """
+    n, heads, head_dim = queries.shape
+    kv_heads, length, _ = keys.shape
+    groups, past = heads // kv_heads, length - n
+    grouped = queries.reshape(n, kv_heads, groups, head_dim).transpose(1, 0, 2, 3)
+    grouped = grouped * np.float32(1 / math.sqrt(head_dim))
+    output = np.empty((n, kv_heads, groups, head_dim), np.float32)
+    step = max(1, min(n, MAX_SCORES // (heads * length)))
+    for start in range(0, n, step):
+        stop = min(start + step, n)
+        rows, visible = stop - start, past + stop
+        block = grouped[:, start:stop].reshape(kv_heads, rows * groups, head_dim)
+        scores = block @ keys[:, :visible].transpose(0, 2, 1)
+        if rows > 1:
+            by_row = scores.reshape(kv_heads, rows, groups, visible)
+            hidden = np.triu(np.ones((rows, rows), dtype=bool), 1)[:, None]
+            by_row[..., past + start :] = np.where(
+                hidden, np.float32(-np.inf), by_row[..., past + start :]
+            )
+        scores -= scores.max(axis=2, keepdims=True)
+        np.exp(scores, out=scores)
+        scores /= scores.sum(axis=2, keepdims=True)
+        attended = (scores @ values[:, :visible]).reshape(kv_heads, rows, groups, head_dim)
+        output[start:stop] = attended.transpose(1, 0, 2, 3)
+    return output.reshape(n, heads * head_dim)

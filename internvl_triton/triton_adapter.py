@@ -1,0 +1,154 @@
+"""Between Triton's Python backend and the package: read tensors, send tensors, translate errors.
+
+Every function takes `pb_utils`, the module that only the backend's own process can import.
+"""
+
+from __future__ import annotations
+
+import collections
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from internvl_triton import tensor_contract as contract
+from internvl_triton.errors import InvalidRequest
+from internvl_triton.tensor_contract import ModelContract, Tensor
+
+__all__ = ["StopOnCancel", "answer_each", "array", "arrays", "blobs", "flag", "response", "text"]
+
+INTERNAL_ERROR = "internal error; the server's log has the details"
+
+
+def array(pb_utils: Any, request: Any, tensor: Tensor) -> NDArray[Any] | None:
+    """The input's array, or None when an optional input is absent."""
+    found = pb_utils.get_input_tensor_by_name(request, tensor.name)
+    return None if found is None else found.as_numpy()
+
+
+def arrays(pb_utils: Any, request: Any, model: ModelContract) -> dict[str, NDArray[Any]]:
+    """All inputs of `model` that the request has."""
+    found = {tensor.name: array(pb_utils, request, tensor) for tensor in model.inputs}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def blobs(pb_utils: Any, request: Any, tensor: Tensor) -> list[bytes]:
+    """The elements of a STRING input, [] when it is absent."""
+    found = array(pb_utils, request, tensor)
+    if found is None:
+        return []
+    return [item if isinstance(item, bytes) else str(item).encode() for item in found.reshape(-1)]
+
+
+def text(pb_utils: Any, request: Any, tensor: Tensor) -> str | None:
+    """A STRING input of one element as text, None when it is absent.
+
+    Raises InvalidRequest when it is not UTF-8 or has another number of elements.
+    """
+    found = blobs(pb_utils, request, tensor)
+    if not found:
+        return None
+    if len(found) > 1:
+        raise InvalidRequest(f"{tensor.name} has {len(found)} elements; it takes one")
+    try:
+        return found[0].decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{tensor.name} is not valid UTF-8: {error.reason}") from error
+
+
+def flag(pb_utils: Any, request: Any, tensor: Tensor) -> bool:
+    """A BOOL input, False when it is absent."""
+    found = array(pb_utils, request, tensor)
+    return bool(found is not None and found.size and found.reshape(-1)[0])
+
+
+def response(pb_utils: Any, values: dict[str, NDArray[Any]]) -> Any:
+    return pb_utils.InferenceResponse(
+        output_tensors=[pb_utils.Tensor(name, value) for name, value in values.items()]
+    )
+
+
+def answer_each(
+    pb_utils: Any,
+    requests: Iterable[Any],
+    answer: Callable[[Any], dict[str, NDArray[Any]]],
+) -> list[Any]:
+    """One response per request. What the caller did wrong is INVALID_ARG with its message;
+    anything else is INTERNAL without details, and the traceback goes to the log."""
+    responses = []
+    for request in requests:
+        try:
+            responses.append(response(pb_utils, answer(request)))
+        except InvalidRequest as error:
+            responses.append(
+                pb_utils.InferenceResponse(
+                    error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+                )
+            )
+        except Exception as error:  # noqa: BLE001 - the boundary to Triton: no request is lost
+            log_exception(pb_utils, error)
+            responses.append(
+                pb_utils.InferenceResponse(
+                    error=pb_utils.TritonError(INTERNAL_ERROR, pb_utils.TritonError.INTERNAL)
+                )
+            )
+    return responses
+
+
+def log_exception(pb_utils: Any, error: BaseException) -> None:
+    import traceback
+
+    pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
+
+
+class StopOnCancel:
+    """Frees the batch slot of a client that went away without sending a stop itself.
+
+    A running ensemble step never sees the client's cancel; a step scheduled after it does. So
+    postprocessing, once per request id, sends `tensorrt_llm` the stop from a thread. It must
+    keep answering normally: an error here would leak the ensemble's request.
+    """
+
+    def __init__(self, pb_utils: Any, *, remember: int = 4096) -> None:
+        self._pb_utils = pb_utils
+        self._sent: collections.OrderedDict[str, None] = collections.OrderedDict()
+        self._remember = remember
+
+    def __call__(self, request: Any) -> None:
+        request_id = request.request_id()
+        if not request_id or request_id in self._sent or not request.is_cancelled():
+            return
+        self._sent[request_id] = None
+        if len(self._sent) > self._remember:
+            self._sent.popitem(last=False)
+        threading.Thread(target=self._stop, args=(request_id,), daemon=True).start()
+
+    def _stop(self, request_id: str) -> None:
+        pb_utils = self._pb_utils
+        values = stop_inputs()
+        try:
+            request = pb_utils.InferenceRequest(
+                model_name=contract.TENSORRT_LLM.name,
+                request_id=request_id,
+                requested_output_names=[
+                    contract.OUTPUT_IDS.name,
+                    contract.SEQUENCE_LENGTH.name,
+                ],
+                inputs=[pb_utils.Tensor(name, value) for name, value in values.items()],
+            )
+            for _ in request.exec(decoupled=True):
+                pass
+        except Exception as error:  # noqa: BLE001 - a thread of its own: nobody else would see it
+            log_exception(pb_utils, error)
+
+
+def stop_inputs() -> dict[str, NDArray[Any]]:
+    """Inputs of the request that ends a generation: NVIDIA's `prepare_stop_signals`."""
+    return {
+        contract.INPUT_IDS.name: np.zeros((1, 1), np.int32),
+        contract.INPUT_LENGTHS.name: np.zeros((1, 1), np.int32),
+        contract.REQUEST_OUTPUT_LEN.name: np.zeros((1, 1), np.int32),
+        contract.STOP.name: np.ones((1, 1), np.bool_),
+    }

@@ -1,0 +1,24 @@
+"""Step 4 of the ensemble: generated ids to the bytes of the answer."""
+
+import triton_python_backend_utils as pb_utils
+
+from internvl_triton import tensor_contract as contract
+from internvl_triton.artifacts import Artifacts
+from internvl_triton.postprocessing import Postprocessor
+from internvl_triton.tokenizer import load_tokenizer
+from internvl_triton.triton_adapter import StopOnCancel, answer_each, arrays
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        tokenizer = load_tokenizer(Artifacts.of_model(args).tokenizer_dir)
+        self.postprocess = Postprocessor(tokenizer.token_bytes)
+        self.stop_on_cancel = StopOnCancel(pb_utils)
+
+    def execute(self, requests):
+        for request in requests:
+            self.stop_on_cancel(request)
+        return answer_each(pb_utils, requests, self._answer)
+
+    def _answer(self, request):
+        return self.postprocess(arrays(pb_utils, request, contract.POSTPROCESSING))

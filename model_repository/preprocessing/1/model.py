@@ -1,0 +1,32 @@
+"""Step 1 of the ensemble: a question and its pictures to tiles, prompt ids and settings."""
+
+import triton_python_backend_utils as pb_utils
+
+from internvl_triton import tensor_contract as contract
+from internvl_triton.artifacts import Artifacts
+from internvl_triton.preprocessing import Preprocessor, Request
+from internvl_triton.tokenizer import load_tokenizer
+from internvl_triton.triton_adapter import answer_each, blobs, flag, text
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        artifacts = Artifacts.of_model(args)
+        self.preprocess = Preprocessor(
+            artifacts.spec(), artifacts.limits(), load_tokenizer(artifacts.tokenizer_dir)
+        )
+
+    def execute(self, requests):
+        return answer_each(pb_utils, requests, self._answer)
+
+    def _answer(self, request):
+        return self.preprocess(
+            Request(
+                text_input=text(pb_utils, request, contract.TEXT_INPUT),
+                messages=text(pb_utils, request, contract.MESSAGES),
+                images=blobs(pb_utils, request, contract.IMAGES),
+                videos=blobs(pb_utils, request, contract.VIDEOS),
+                sampling_parameters=text(pb_utils, request, contract.SAMPLING_PARAMETERS),
+                stream=flag(pb_utils, request, contract.STREAM),
+            )
+        )

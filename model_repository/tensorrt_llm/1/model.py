@@ -1,0 +1,59 @@
+"""Step 3 of the ensemble on the CPU: the `tensorrtllm` backend's tensor contract, decoupled."""
+
+import json
+from pathlib import Path
+
+import triton_python_backend_utils as pb_utils
+
+from internvl_triton import tensor_contract as contract
+from internvl_triton.artifacts import Artifacts
+from internvl_triton.cpu_llm import CpuLlmEngine
+from internvl_triton.llm_tensors import chunk_tensors, generation_request
+from internvl_triton.triton_adapter import arrays, flag, log_exception, response
+
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        parameters = {key: item["string_value"] for key, item in config["parameters"].items()}
+        root: Path = Artifacts.of_model(args).root
+        self.engine = CpuLlmEngine(
+            root / parameters["llm_checkpoint"],
+            max_batch_size=config["max_batch_size"],
+            max_seq_len=int(parameters["max_seq_len"]),
+            max_visual_tokens=int(parameters["max_visual_tokens"]),
+            max_queue_size=int(parameters["max_queue_size"]),
+        )
+
+    def execute(self, requests):
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self._start(request, sender)
+            except Exception as error:  # noqa: BLE001 - every request gets its final response
+                log_exception(pb_utils, error)
+                failure = pb_utils.TritonError("the request's tensors do not fit the contract")
+                sender.send(pb_utils.InferenceResponse(error=failure), flags=FINAL)
+
+    def _start(self, request, sender):
+        if flag(pb_utils, request, contract.STOP):
+            self.engine.stop(request.request_id())
+            sender.send(flags=FINAL)
+            return
+        generation = generation_request(
+            arrays(pb_utils, request, contract.TENSORRT_LLM),
+            request_id=request.request_id(),
+            is_cancelled=sender.is_cancelled,
+        )
+
+        def send(chunk):
+            tensors = chunk_tensors(chunk, log_probs=generation.return_log_probs)
+            flags = FINAL if chunk.final else 0
+            sender.send(response(pb_utils, tensors), flags=flags)
+
+        self.engine.submit(generation, send)
+
+    def finalize(self):
+        self.engine.close()

@@ -1,0 +1,29 @@
+"""Step 2 of the ensemble: tiles to visual features, the table that virtual token ids select."""
+
+import triton_python_backend_utils as pb_utils
+
+from internvl_triton import tensor_contract as contract
+from internvl_triton.artifacts import Artifacts
+from internvl_triton.feature_cache import FeatureCache, VisionEncoder
+from internvl_triton.triton_adapter import answer_each, array
+from internvl_triton.vision_engine import OnnxVisionEngine
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        artifacts = Artifacts.of_model(args)
+        self.encoder = VisionEncoder(
+            OnnxVisionEngine(artifacts.vision_onnx),
+            FeatureCache(artifacts.limits().feature_cache_bytes),
+        )
+
+    def execute(self, requests):
+        return answer_each(pb_utils, requests, self._answer)
+
+    def _answer(self, request):
+        encoded = self.encoder.encode(
+            array(pb_utils, request, contract.TILES),
+            array(pb_utils, request, contract.TILES_PER_IMAGE),
+            array(pb_utils, request, contract.IMAGE_DIGESTS),
+        )
+        return {contract.PROMPT_EMBEDDING_TABLE.name: encoded.features[None]}

@@ -13,19 +13,19 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from build.engines import build_engines
 from build.vision_engine import EngineReport, TileProfile, build_vision_engine
-from internvl_triton.errors import BuildFailed, InternVLTritonError, UnknownModel
+from internvl_triton.errors import BuildFailed, InternVLTritonError
+from internvl_triton.limits import Limits
 
 __all__ = ["check_engine"]
-
-MAX_TILES = 26  # two images at InternVL2.5's limit in one run
 
 
 def check_engine(
     onnx_path: Path,
     *,
     compute_capabilities: Sequence[str] = ("SM80",),
-    max_tiles: int = MAX_TILES,
+    max_tiles: int,
     progress: bool = True,
 ) -> EngineReport:
     """Compile the graph for profile 1 / 13 / max_tiles, strongly typed in bfloat16; keep nothing.
@@ -63,16 +63,6 @@ def format_report(report: EngineReport) -> str:
     return "\n".join(f"  {title:<20}{value:>16}" for title, value in rows.items())
 
 
-def resolve(model: str, output_dir: Path) -> Path:
-    """The ONNX file of `model`, a checkpoint directory; exported to `output_dir`."""
-    from export import export_vision
-
-    if not Path(model).is_dir():
-        raise UnknownModel(f"{model!r} is not a checkpoint directory")
-    onnx_path: Path = export_vision(Path(model), output_dir)
-    return onnx_path
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m build.check_engines",
@@ -81,7 +71,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="name or checkpoint directory")
-    source.add_argument("--checkpoint", metavar="DIR", help="checkpoint directory, exported first")
     source.add_argument("--onnx", type=Path, metavar="FILE", help="an exported vision_encoder.onnx")
     parser.add_argument(
         "--compute-capability",
@@ -94,18 +83,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--max-tiles",
         type=int,
-        default=MAX_TILES,
-        help=f"most tiles in one run of the engine (default: {MAX_TILES})",
+        default=Limits.max_tiles_per_request,
+        help="most tiles in one run of the engine (default: %(default)s, a request's limit)",
     )
     args = parser.parse_args(argv)
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            onnx_path = args.onnx or resolve(args.model or args.checkpoint, Path(scratch, "vision"))
-            report = check_engine(
-                onnx_path,
-                compute_capabilities=args.compute_capabilities,
-                max_tiles=args.max_tiles,
-            )
+        onnx_path = args.onnx or build_engines(args.model, only=("vision",)).vision_onnx
+        report = check_engine(
+            onnx_path,
+            compute_capabilities=args.compute_capabilities,
+            max_tiles=args.max_tiles,
+        )
     except (InternVLTritonError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

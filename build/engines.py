@@ -7,7 +7,7 @@ import importlib.metadata
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,12 +51,14 @@ def build_engines(
     precision: str | None = None,
     artifacts_dir: Path = Path("artifacts"),
     limits: dict[str, int] | None = None,
+    only: Sequence[str] | None = None,
     progress: bool = True,
 ) -> Artifacts:
     """Bring artifacts/<model>/ up to date and return it.
 
     model: "demo", a published name, or a checkpoint directory.
     limits: fields of `Limits` that differ from their defaults.
+    only: names of the steps to run, such as ("vision",); None runs all.
 
     Raises UnknownModel, DownloadFailed, InvalidCheckpoint, InvalidTensorParallel, BuildFailed.
     """
@@ -76,7 +78,10 @@ def build_engines(
     lock = FileLock(artifacts.root / ".lock", timeout=0)
     try:
         with lock:
-            _build(artifacts, checkpoint, spec, LLMBuild(precision, tp_size), limits, progress)
+            llm = LLMBuild(precision, tp_size)
+            manifest = _new_manifest(artifacts, checkpoint, spec, limits, progress)
+            steps = _steps(artifacts, checkpoint, manifest, llm, progress)
+            _run(artifacts, manifest, [s for s in steps if only is None or s.name in only])
     except Timeout as error:
         raise BuildFailed(
             f"another build of {name} is running (it holds {artifacts.root / '.lock'}); "
@@ -85,26 +90,29 @@ def build_engines(
     return artifacts
 
 
-def _build(
+def _new_manifest(
     artifacts: Artifacts,
     checkpoint: Path,
     spec: ModelSpec,
-    llm: LLMBuild,
-    limit_overrides: dict[str, int] | None,
+    limits: dict[str, int] | None,
     progress: bool,
-) -> None:
+) -> Manifest:
+    """The manifest of this run: today's inputs, and the steps that earlier runs finished."""
     try:
         manifest = artifacts.manifest()
     except ArtifactMismatch:
         manifest = Manifest(model=artifacts.name)
     hashes = file_hashes(checkpoint, manifest.checkpoint_files, progress=progress)
-    content = {file: entry["sha256"] for file, entry in hashes.items()}
     manifest.checkpoint_files = hashes
-    manifest.checkpoint_sha256 = key_of(sorted(content.items()))
+    manifest.checkpoint_sha256 = key_of([(name, hashes[name]["sha256"]) for name in sorted(hashes)])
     manifest.versions = _versions()
-    manifest.limits = Limits.for_model(spec, **(limit_overrides or {})).to_json()
+    manifest.limits = Limits.for_model(spec, **(limits or {})).to_json()
+    return manifest
+
+
+def _run(artifacts: Artifacts, manifest: Manifest, steps: Sequence[_Step]) -> None:
+    """Run what is out of date; the manifest names a step only while its output is whole."""
     artifacts.write_manifest(manifest)
-    steps = _steps(artifacts, checkpoint, manifest, llm, progress)
     for number, step in enumerate(steps, start=1):
         title = f"[{number}/{len(steps)}] {step.name}"
         if manifest.steps.get(step.name, {}).get("key") == step.key and step.output.exists():

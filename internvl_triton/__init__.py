@@ -1,3 +1,3 @@
-"""InternVL2.5 on NVIDIA Triton: what the exporters, the models, the clients and the benchmarks share."""
+"""InternVL2.5 on NVIDIA Triton: what exporters, models, clients and benchmarks share."""
 
 __version__ = "0.1.0"

@@ -76,7 +76,8 @@ class Checkpoint:
         missing = [name for name in expected if name not in self._file_of_tensor]
         if missing:
             raise IncompleteCheckpoint(
-                f"{self.directory} lacks {len(missing)} of {len(expected)} tensors: {_some(missing)}"
+                f"{self.directory} lacks {len(missing)} of {len(expected)} tensors: "
+                f"{_some(missing)}"
             )
         by_shard: dict[Path, list[str]] = {}
         for name in expected:

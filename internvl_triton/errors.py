@@ -2,13 +2,13 @@
 
 InternVLTritonError
 ├── InvalidRequest              the caller's request is wrong (HTTP 400)
-│   ├── InvalidMessages         text_input / messages: missing, malformed, inconsistent with the images
+│   ├── InvalidMessages         text_input / messages: missing, malformed, not fitting the images
 │   ├── InvalidSampling         an unknown key or a value out of range in sampling_parameters
 │   ├── InvalidImage            not an image, truncated, or of an unsupported format
 │   │   └── ImageTooLarge       more pixels or bytes than the limit
 │   ├── InvalidVideo            not a video, or no frame could be decoded
 │   ├── ForbiddenToken          user text spells a special token of the template
-│   └── RequestTooLong          prompt + answer, or visual tokens, exceed what the engine was built for
+│   └── RequestTooLong          prompt + answer, or visual tokens, exceed the engine's limits
 ├── InvalidCheckpoint           the checkpoint is not one this project can convert
 │   ├── UnsupportedCheckpoint   another architecture, by name, with the reason
 │   └── IncompleteCheckpoint    a file, shard or tensor is missing

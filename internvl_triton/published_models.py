@@ -120,7 +120,7 @@ def chat_config(vision: dict[str, Any], llm: dict[str, Any]) -> dict[str, Any]:
         "force_image_size": 448,
         "use_backbone_lora": 0,
         "use_llm_lora": 0,
-        "llm_config": llm,
+        "llm_config": dict(llm),
         "vision_config": {
             "architectures": ["InternVisionModel"],
             "model_type": "intern_vit_6b",

@@ -138,7 +138,11 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.fl
         patch = "patch_embedding" in name
         scale = 1 / math.sqrt(math.prod(shape[1:])) if patch else 0.5
         return (scale * uniform).astype(np.float32)
-    gain = 4.0 if name.endswith(("lm_head.weight", "output.weight")) else 1.0
+    gain = 1.0
+    if name.endswith(("lm_head.weight", "output.weight")):
+        gain = 4.0
+    elif any(part in name for part in ("q_proj", "k_proj", "wqkv")):
+        gain = 2.5  # sharp attention: an answer then depends on single tokens, not on averages
     return (gain / math.sqrt(shape[-1]) * uniform).astype(np.float32)
 
 

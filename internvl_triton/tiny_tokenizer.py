@@ -2,14 +2,15 @@
 
 Qwen2 sizes ship a byte-level BPE (`vocab.json`, `merges.txt`), InternLM2 sizes a SentencePiece
 model (`tokenizer.model`). Both are written here with the same chat and image tokens, in the
-order of the published vocabularies, padded with merges of rare bytes to the wanted size.
+order of the published vocabularies, padded with letter pairs to the wanted size.
 """
 
 from __future__ import annotations
 
 import json
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 from internvl_triton.model_spec import LLMFamily
@@ -37,11 +38,11 @@ _INTERNLM2_CHAT = (
     "<|im_end|>",
     "<|im_start|>",
 )
-_WORDS = (
-    "system user assistant the image picture describe shortly detail what which where how many "
-    "is are in on of and a an left right top bottom color shape number two three Image Frame "
-    "red green blue yellow purple orange circle square triangle star please this that"
-).split()
+_WORDS = """
+    system user assistant the image picture describe shortly detail what which where how many
+    is are in on of and a an left right top bottom color shape number two three Image Frame
+    red green blue yellow purple orange circle square triangle star please this that
+""".split()  # noqa: SIM905
 
 
 def write_tiny_tokenizer(directory: Path, *, family: LLMFamily, vocab_size: int) -> None:
@@ -53,7 +54,7 @@ def write_tiny_tokenizer(directory: Path, *, family: LLMFamily, vocab_size: int)
 
 
 def _merges(limit: int) -> list[tuple[str, str]]:
-    """BPE merges: common words built left to right, with a leading space, then rare byte pairs."""
+    """BPE merges: common words built left to right, then letter pairs, then pairs of rare bytes."""
     merges: dict[tuple[str, str], None] = {}
     for word in _WORDS:
         for text in (word, " " + word):
@@ -63,9 +64,7 @@ def _merges(limit: int) -> list[tuple[str, str]]:
                 merges[left, right] = None
                 left += right
     rare = [BYTE_TO_UNICODE[byte] for byte in range(128, 256)]
-    for pair in product(rare, rare):
-        if len(merges) >= limit:
-            break
+    for pair in chain(product(ascii_lowercase, repeat=2), product(rare, repeat=2)):
         merges[pair] = None
     return list(merges)[:limit]
 

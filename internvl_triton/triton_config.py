@@ -159,7 +159,7 @@ def _add_parameters(config: Any, parameters: dict[str, str]) -> None:
 def _text(config: Any) -> str:
     from google.protobuf import text_format
 
-    text = text_format.MessageToString(config, use_index_order=True)
+    text: str = text_format.MessageToString(config, use_index_order=True)
     if config.max_batch_size == 0:
         # The text format leaves zeros out; Triton's readers should see what was decided.
         head, line, tail = text.partition("input {")

@@ -11,9 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SYSTEM_MESSAGE = (
-    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"  # noqa: E501, RUF001
-)
+SYSTEM_MESSAGE = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"  # noqa: E501, RUF001
 
 
 def reference_tiles(
@@ -55,7 +53,7 @@ def reference_tiles(
 def reference_prompt(
     history: list[tuple[str, str]],
     question: str,
-    num_patches_list: list[int],
+    num_patches_list: tuple[int, ...] | list[int] = (),
     *,
     num_image_token: int = 256,
     system: str = SYSTEM_MESSAGE,

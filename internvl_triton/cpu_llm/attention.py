@@ -60,9 +60,7 @@ def causal_attention(queries: Array, keys: Array, values: Array) -> Array:
         if rows > 1:
             by_row = scores.reshape(kv_heads, rows, groups, visible)
             hidden = np.triu(np.ones((rows, rows), dtype=bool), 1)[:, None]
-            by_row[..., past + start :] = np.where(
-                hidden, np.float32(-np.inf), by_row[..., past + start :]
-            )
+            np.copyto(by_row[..., past + start :], np.float32(-np.inf), where=hidden)
         scores -= scores.max(axis=2, keepdims=True)
         np.exp(scores, out=scores)
         scores /= scores.sum(axis=2, keepdims=True)

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,8 +91,8 @@ def _run(
     output: Path,
     tp_size: int,
 ) -> Run:
-    with multiprocessing.get_context("spawn").Pool(1) as fresh_process:
-        seconds, peak_bytes = fresh_process.apply(convert, (checkpoint, output, tp_size))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh_process:
+        seconds, peak_bytes = fresh_process.submit(convert, checkpoint, output, tp_size).result()
     written = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     shutil.rmtree(output)
     return Run(conversion, depth, written, seconds, peak_bytes)

@@ -28,7 +28,9 @@ def run_demo(artifacts_dir: Path) -> bool:
 
     expected = json.loads((SAMPLES / "shapes.json").read_text(encoding="utf-8"))
     picture = SAMPLES / expected["image"]
-    print("== 1. Build: checkpoint -> ONNX + TensorRT-LLM checkpoint -> model repository", flush=True)
+    print(
+        "== 1. Build: checkpoint -> ONNX + TensorRT-LLM checkpoint -> model repository", flush=True
+    )
     build_engines("demo", artifacts_dir=artifacts_dir, progress=False)
     print("\n== 2. Serve: tritonserver on the CPU", flush=True)
     started = time.perf_counter()

@@ -13,7 +13,6 @@ language model is told to stop, because an ensemble's running step never sees th
 from __future__ import annotations
 
 import asyncio
-import codecs
 import contextlib
 import json
 import threading
@@ -21,20 +20,22 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from internvl_triton import tensor_contract as contract
+from internvl_triton.answer import Answer, AnswerText, Chunk, next_chunk
 from internvl_triton.errors import (
     InvalidRequest,
     RequestFailed,
     RequestTimedOut,
     ServerUnavailable,
 )
+from internvl_triton.grpc_transport import GrpcTransport
 
 __all__ = ["Answer", "AsyncClient", "Chunk", "Client", "ServerLimits", "Transport"]
 
@@ -55,33 +56,6 @@ class ServerLimits:
     tile_size: int
     tokens_per_tile: int
     use_thumbnail: bool
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """One piece of a streamed answer. `text` never ends inside a character."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    log_probs: tuple[float, ...] = ()
-
-
-@dataclass
-class Answer:
-    """A whole answer, stripped of white space at both ends as the reference does.
-
-    ttft_s: send to the first chunk with text; None for an answer without text. latency_s: send
-    to the last chunk. finish_reason: "length" when the answer used up what it was allowed.
-    """
-
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-    num_input_tokens: int = 0
-    num_output_tokens: int = 0
-    finish_reason: Literal["stop", "length"] = "stop"
-    ttft_s: float | None = None
-    latency_s: float = 0.0
 
 
 class Transport(Protocol):
@@ -201,7 +175,7 @@ class AsyncClient:
         deadline_s = self.timeout_s if timeout_s is None else timeout_s
         limits = await self.limits()
         request_id = str(uuid.uuid4())
-        text = _AnswerText()
+        text = AnswerText()
         sent = time.perf_counter()
         finished = False
         responses = self._transport.stream(tensors, request_id, deadline_s)
@@ -212,7 +186,7 @@ class AsyncClient:
                     error = b"".join(response[contract.ERROR.name].reshape(-1).tolist())
                     if error:
                         raise RequestFailed(error.decode(errors="replace"))
-                    chunk = _chunk(response, text, answer)
+                    chunk = next_chunk(response, text, answer)
                     if chunk.text and answer.ttft_s is None:
                         answer.ttft_s = time.perf_counter() - sent
                     if chunk.text or chunk.token_ids:
@@ -347,42 +321,6 @@ def request_tensors(
     return tensors
 
 
-class _AnswerText:
-    """Bytes to text, chunk by chunk: whole characters only, no white space at either end."""
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""  # trailing white space that may turn out to be inside the answer
-        self._started = False
-
-    def feed(self, data: bytes, *, final: bool = False) -> str:
-        text = self._held + self._decoder.decode(data, final)
-        if not self._started:
-            text = text.lstrip()
-        stripped = text.rstrip()
-        self._started = self._started or bool(stripped)
-        self._held = text[len(stripped) :]
-        return stripped
-
-    def finish(self) -> str:
-        return self.feed(b"", final=True)
-
-
-def _chunk(response: Tensors, text: _AnswerText, answer: Answer) -> Chunk:
-    data = b"".join(response[contract.TEXT_OUTPUT.name].reshape(-1).tolist())
-    chunk = Chunk(
-        text=text.feed(data),
-        token_ids=tuple(response[contract.ANSWER_IDS.name].reshape(-1).tolist()),
-        log_probs=tuple(response[contract.LOG_PROBS.name].reshape(-1).tolist()),
-    )
-    answer.text += chunk.text
-    answer.token_ids += chunk.token_ids
-    answer.log_probs += chunk.log_probs
-    answer.num_input_tokens = int(response[contract.NUM_INPUT_TOKENS.name].reshape(-1)[0])
-    answer.num_output_tokens = len(answer.token_ids)
-    return chunk
-
-
 async def _until(
     responses: AsyncIterator[Tensors], deadline: float, timeout_s: float
 ) -> AsyncGenerator[Tensors, None]:
@@ -411,117 +349,3 @@ async def _close(iterator: AsyncIterator[Any]) -> None:
     close = getattr(iterator, "aclose", None)
     if close is not None:
         await close()
-
-
-class GrpcTransport:
-    """Triton's ModelStreamInfer over grpc.aio. One stream per request."""
-
-    def __init__(self, url: str) -> None:
-        from tritonclient.grpc import aio
-
-        self.url = url
-        self._client = aio.InferenceServerClient(url)
-
-    async def stream(
-        self, tensors: Tensors, request_id: str, timeout_s: float
-    ) -> AsyncIterator[Tensors]:
-        async def requests() -> AsyncIterator[dict[str, Any]]:
-            yield {
-                "model_name": contract.ENSEMBLE.name,
-                "inputs": _infer_inputs(tensors),
-                "request_id": request_id,
-                "enable_empty_final_response": True,
-            }
-
-        # With this header an error arrives with its status code and ends the stream.
-        call = self._client.stream_infer(requests(), headers={"triton_grpc_error": "true"})
-        try:
-            async for result, error in call:
-                if error is not None:
-                    raise _translated(error, self.url)
-                arrays = {
-                    tensor.name: result.as_numpy(tensor.name)
-                    for tensor in contract.ENSEMBLE.outputs
-                }
-                # The last response of a stream can be empty; it can also hold the last token.
-                if all(array is not None for array in arrays.values()):
-                    yield arrays
-                if result.get_response().parameters["triton_final_response"].bool_param:
-                    return
-            raise ServerUnavailable(f"{self.url} ended the stream before the answer was complete")
-        except _foreign_errors() as error:
-            raise _translated(error, self.url) from error
-        finally:
-            call.cancel()
-
-    async def stop(self, request_id: str) -> None:
-        from internvl_triton.triton_adapter import stop_inputs
-
-        async def requests() -> AsyncIterator[dict[str, Any]]:
-            yield {
-                "model_name": contract.TENSORRT_LLM.name,
-                "inputs": _infer_inputs(stop_inputs()),
-                "request_id": request_id,
-                "enable_empty_final_response": True,
-            }
-
-        call = self._client.stream_infer(requests())
-        try:
-            async for _ in call:
-                return
-        except _foreign_errors() as error:
-            raise _translated(error, self.url) from error
-        finally:
-            call.cancel()
-
-    async def parameters(self) -> dict[str, str]:
-        try:
-            found = await self._client.get_model_config(contract.ENSEMBLE.name)
-        except _foreign_errors() as error:
-            raise _translated(error, self.url) from error
-        return {key: item.string_value for key, item in found.config.parameters.items()}
-
-    async def close(self) -> None:
-        await self._client.close()
-
-
-def _infer_inputs(tensors: Tensors) -> list[Any]:
-    from tritonclient.grpc import InferInput
-    from tritonclient.utils import np_to_triton_dtype
-
-    inputs = []
-    for name, value in tensors.items():
-        item = InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype))
-        item.set_data_from_numpy(value)
-        inputs.append(item)
-    return inputs
-
-
-def _foreign_errors() -> tuple[type[Exception], ...]:
-    from grpc.aio import AioRpcError
-    from tritonclient.utils import InferenceServerException
-
-    return InferenceServerException, AioRpcError
-
-
-def _translated(error: Any, url: str) -> Exception:
-    """Triton's or gRPC's exception as one of ours; every status code lands somewhere."""
-    if hasattr(error, "details"):  # grpc.aio.AioRpcError
-        status, message = error.code().name, str(error.details() or "").strip()
-    else:
-        status = str(error.status() or "").removeprefix("StatusCode.")
-        message = str(error.message() or "").strip()
-    message = message.removeprefix(f"in ensemble '{contract.ENSEMBLE.name}', ")
-    if status == "INVALID_ARGUMENT":
-        return InvalidRequest(message)
-    if status == "UNAVAILABLE":
-        return ServerUnavailable(
-            f"the server at {url} cannot be reached or is overloaded: {message}"
-        )
-    if status == "DEADLINE_EXCEEDED":
-        return RequestTimedOut(f"{url}: {message}")
-    if status == "NOT_FOUND":
-        return ServerUnavailable(f"{url} does not serve {contract.ENSEMBLE.name!r}: {message}")
-    return RequestFailed(
-        message or f"the server at {url} failed the request ({status or 'unknown'})"
-    )

@@ -64,7 +64,7 @@ def _merges(limit: int) -> list[tuple[str, str]]:
                 merges[left, right] = None
                 left += right
     rare = [BYTE_TO_UNICODE[byte] for byte in range(128, 256)]
-    for pair in chain(product(ascii_lowercase, repeat=2), product(rare, repeat=2)):
+    for pair in chain(product(ascii_lowercase, ascii_lowercase), product(rare, rare)):
         merges[pair] = None
     return list(merges)[:limit]
 

@@ -10,11 +10,11 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from internvl_triton import tensor_contract as contract
 from internvl_triton.errors import InvalidRequest
+from internvl_triton.grpc_transport import stop_inputs
 from internvl_triton.tensor_contract import ModelContract, Tensor
 
 __all__ = ["StopOnCancel", "answer_each", "array", "arrays", "blobs", "flag", "response", "text"]
@@ -142,13 +142,3 @@ class StopOnCancel:
                 pass
         except Exception as error:  # noqa: BLE001 - a thread of its own: nobody else would see it
             log_exception(pb_utils, error)
-
-
-def stop_inputs() -> dict[str, NDArray[Any]]:
-    """Inputs of the request that ends a generation: NVIDIA's `prepare_stop_signals`."""
-    return {
-        contract.INPUT_IDS.name: np.zeros((1, 1), np.int32),
-        contract.INPUT_LENGTHS.name: np.zeros((1, 1), np.int32),
-        contract.REQUEST_OUTPUT_LEN.name: np.zeros((1, 1), np.int32),
-        contract.STOP.name: np.ones((1, 1), np.bool_),
-    }

@@ -1,0 +1,84 @@
+"""A transport without a server, for tests of programs that use the client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from internvl_triton import tensor_contract as contract
+
+__all__ = ["FakeTransport", "fake_response"]
+
+Tensors = dict[str, NDArray[Any]]
+
+PARAMETERS = {
+    "model": "fake",
+    "max_seq_len": "1000",
+    "default_max_tokens": "100",
+    "max_tiles": "12",
+    "max_tiles_per_request": "64",
+    "tile_size": "448",
+    "tokens_per_tile": "256",
+    "use_thumbnail": "true",
+}
+
+
+def fake_response(
+    text: bytes,
+    ids: Sequence[int] = (),
+    *,
+    num_input_tokens: int = 10,
+    log_probs: Sequence[float] = (),
+    error: str = "",
+) -> Tensors:
+    """One response as the ensemble sends it."""
+    return {
+        contract.TEXT_OUTPUT.name: np.array([text], np.object_),
+        contract.ANSWER_IDS.name: np.array(ids, np.int32),
+        contract.NUM_INPUT_TOKENS.name: np.array([num_input_tokens], np.int32),
+        contract.NUM_OUTPUT_TOKENS.name: np.array([len(ids)], np.int32),
+        contract.LOG_PROBS.name: np.array(log_probs, np.float32),
+        contract.ERROR.name: np.array([error.encode()], np.object_),
+    }
+
+
+class FakeTransport:
+    """Plays a script: responses, exceptions to raise, and floats to wait for, in seconds.
+
+    requests and stopped record what the client sent.
+    """
+
+    def __init__(self, script: Sequence[Tensors | Exception | float], **parameters: str) -> None:
+        self.script = list(script)
+        self.requests: list[tuple[str, Tensors]] = []
+        self.stopped: list[str] = []
+        self.closed_streams = 0
+        self._parameters = {**PARAMETERS, **parameters}
+
+    async def stream(
+        self, tensors: Tensors, request_id: str, timeout_s: float
+    ) -> AsyncIterator[Tensors]:
+        self.requests.append((request_id, tensors))
+        try:
+            for item in self.script:
+                if isinstance(item, Exception):
+                    raise item
+                if isinstance(item, float):
+                    await asyncio.sleep(item)
+                else:
+                    yield item
+        finally:
+            self.closed_streams += 1
+
+    async def stop(self, request_id: str) -> None:
+        self.stopped.append(request_id)
+
+    async def parameters(self) -> dict[str, str]:
+        return dict(self._parameters)
+
+    async def close(self) -> None:
+        return None

@@ -63,6 +63,10 @@ def format_report(report: EngineReport) -> str:
     return "\n".join(f"  {title:<20}{value:>16}" for title, value in rows.items())
 
 
+def _export(model: str, artifacts_dir: Path) -> Path:
+    return build_engines(model, artifacts_dir=artifacts_dir, only=("vision",)).vision_onnx
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m build.check_engines",
@@ -86,9 +90,10 @@ def main(argv: list[str] | None = None) -> int:
         default=Limits.max_tiles_per_request,
         help="most tiles in one run of the engine (default: %(default)s, a request's limit)",
     )
+    parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR")
     args = parser.parse_args(argv)
     try:
-        onnx_path = args.onnx or build_engines(args.model, only=("vision",)).vision_onnx
+        onnx_path = args.onnx or _export(args.model, args.artifacts)
         report = check_engine(
             onnx_path,
             compute_capabilities=args.compute_capabilities,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from build.demo_checkpoint import ensure_demo_checkpoint
 from internvl_triton.errors import DownloadFailed, UnknownModel
 from internvl_triton.published_models import HUB_ORGANISATION, PUBLISHED_MODELS
 
@@ -19,15 +20,15 @@ _FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
 def artifact_name(model: str) -> str:
     """Folder below artifacts/ for MODEL: its name, or its directory's.
 
+    A known name wins over a directory of the same name here; write ./demo for that one.
     Raises UnknownModel, with the names there are, for anything else.
     """
-    if model == DEMO or model in NAMES:
-        return model
-    if Path(model).is_dir():
+    name = model.removeprefix(f"{HUB_ORGANISATION}/")
+    if name in (DEMO, *NAMES):
+        return name
+    if model and Path(model).is_dir():
         return Path(model).resolve().name
-    if model.startswith(f"{HUB_ORGANISATION}/") and model.split("/", 1)[1] in NAMES:
-        return model.split("/", 1)[1]
-    close = difflib.get_close_matches(model, [DEMO, *NAMES], n=1)
+    close = difflib.get_close_matches(name, [DEMO, *NAMES], n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     raise UnknownModel(
         f"MODEL={model!r} is neither a directory nor a known name{hint}. "
@@ -37,18 +38,17 @@ def artifact_name(model: str) -> str:
 
 
 def resolve_checkpoint(model: str, artifacts_dir: Path) -> Path:
-    """The checkpoint directory of MODEL: made (demo), local, or downloaded from the model hub.
+    """The checkpoint directory of MODEL: made (demo), downloaded from the model hub, or local.
 
     Raises UnknownModel; DownloadFailed, with how to pass a local directory.
     """
     name = artifact_name(model)
-    if name == DEMO and not Path(model).is_dir():
-        from build.demo_checkpoint import ensure_demo_checkpoint
-
-        return ensure_demo_checkpoint(artifacts_dir / "checkpoints" / DEMO)
-    if Path(model).is_dir():
-        return Path(model).resolve()
-    return _download(name, artifacts_dir / "checkpoints" / name)
+    target = artifacts_dir / "checkpoints" / name
+    if model == DEMO:
+        return ensure_demo_checkpoint(target)
+    if model.removeprefix(f"{HUB_ORGANISATION}/") in NAMES:
+        return _download(name, target)
+    return Path(model).resolve()
 
 
 def _download(name: str, target: Path) -> Path:

@@ -17,14 +17,16 @@ MAX_SCORES = 4 * 2**20  # attention scores in memory at once: 16 MB of float32
 class RotaryEmbedding:
     """RoPE with rotated halves ("rope_gpt_neox"): pairs are (i, i + head_dim / 2).
 
-    angle(position, i) = position * theta^(-2 i / head_dim), in float32 as the reference and
-    TensorRT-LLM (`RopeEmbeddingUtils.create_sinusoidal_positions_for_attention_plugin`) compute it.
+    angle(position, i) = position / theta^(2 i / head_dim), with the float32 roundings of the
+    reference (`LlamaRotaryEmbedding`): the last bit of a frequency, times thousands of positions,
+    is visible in the logits. Only the power is taken in float64, for the same bits everywhere.
     """
 
     def __init__(self, *, head_dim: int, theta: float, max_positions: int) -> None:
         exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-        inverse_frequencies = (1.0 / np.power(np.float32(theta), exponents)).astype(np.float32)
-        angles = np.outer(np.arange(max_positions, dtype=np.float32), inverse_frequencies)
+        wavelengths = np.power(theta, exponents.astype(np.float64)).astype(np.float32)
+        frequencies = np.float32(1) / wavelengths
+        angles = np.outer(np.arange(max_positions, dtype=np.float32), frequencies)
         self._cos, self._sin = np.cos(angles), np.sin(angles)
 
     def rotate(self, x: Array, positions: NDArray[np.int64]) -> Array:

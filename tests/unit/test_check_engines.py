@@ -238,7 +238,8 @@ def test_a_builder_that_does_not_start_is_noticed(graphs, tmp_path):
 
 def test_command_line(graphs, broken, tmp_path, capsys):
     checkpoint, path = graphs("300m")
-    assert main(["--checkpoint", str(checkpoint), "--max-tiles", "13"]) == 0
+    artifacts = ["--artifacts", str(tmp_path / "artifacts")]
+    assert main(["--model", str(checkpoint), "--max-tiles", "13", *artifacts]) == 0
     out = capsys.readouterr().out
     assert "1/13/13" in out
     assert out.endswith("OK: TensorRT compiles the vision graph for SM80\n")
@@ -257,4 +258,4 @@ def test_command_line(graphs, broken, tmp_path, capsys):
 def test_without_tensorrt_rtx_the_error_says_where_it_is(graphs, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(BuildFailed, match="make test-env"):
-        check_engine(graphs("300m")[1])
+        check_engine(graphs("300m")[1], max_tiles=13)

@@ -23,7 +23,7 @@ VOCAB = 1283  # divided by no TP but 1; 4 ranks pad it to 1284
 TOKENS_PER_TILE = 256
 ANSWER_TOKENS = 6
 LOGITS_TOLERANCE = 1e-3
-SAFE_MARGIN = 5 * LOGITS_TOLERANCE  # from best to second best, so that greedy ids mean something
+SAFE_MARGIN = 20 * LOGITS_TOLERANCE  # from best to second best, so that greedy ids mean something
 
 COMBINATIONS = [
     pytest.param(("qwen2", "300m", 64), id="qwen2-300m-head64"),
@@ -127,7 +127,9 @@ def test_parity(model: Model, name: str) -> None:
     expected = model.oracle.logits(prompt.oracle_ids, prompt.tiles)
     answer, margin = model.oracle.greedy_with_margin(prompt.oracle_ids, prompt.tiles, ANSWER_TOKENS)
     assert margin > SAFE_MARGIN
-    for tp_size, transformer in model.tp.items():
+    # 3.4k tokens take seconds: there, two ranks are left to the shorter prompts
+    for tp_size in (1, 4) if name == "13-tiles" else (1, 2, 4):
+        transformer = model.tp[tp_size]
         logits, own_answer = logits_and_answer(transformer, prompt)
         assert logits.shape == (len(prompt.ids), VOCAB)
         assert np.abs(logits - expected).max() < LOGITS_TOLERANCE, tp_size

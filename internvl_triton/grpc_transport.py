@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,63 +19,79 @@ from internvl_triton.errors import (
 
 __all__ = ["GrpcTransport", "stop_inputs"]
 
+LINGER_S = 5.0
 Tensors = dict[str, NDArray[Any]]
 
 
 class GrpcTransport:
-    """Triton's ModelStreamInfer over grpc.aio. One stream per request."""
+    """Triton's ModelStreamInfer over grpc.aio. One stream per request.
+
+    A stream is read to its end also when nobody wants its responses any more: cancelling one
+    while its last response is on the way makes tritonserver 2.51 keep the request for good, and
+    then it does not end on SIGTERM. `stop` brings that end near; a stream that does not end in
+    LINGER_S is cancelled.
+    """
 
     def __init__(self, url: str) -> None:
         from tritonclient.grpc import aio
 
         self.url = url
         self._client = aio.InferenceServerClient(url)
+        self._abandoned: set[asyncio.Task[None]] = set()
 
     async def stream(
         self, tensors: Tensors, request_id: str, timeout_s: float
     ) -> AsyncIterator[Tensors]:
-        async def requests() -> AsyncIterator[dict[str, Any]]:
-            yield {
-                "model_name": contract.ENSEMBLE.name,
-                "inputs": _infer_inputs(tensors),
-                "request_id": request_id,
-                "enable_empty_final_response": True,
-            }
+        responses: asyncio.Queue[Tensors | Exception | None] = asyncio.Queue()
+        request = _request(contract.ENSEMBLE.name, tensors, request_id)
+        reader = asyncio.create_task(self._read(request, responses))
+        try:
+            while (response := await responses.get()) is not None:
+                if isinstance(response, Exception):
+                    raise response
+                yield response
+        finally:
+            if not reader.done():
+                linger = asyncio.create_task(_end(reader))
+                self._abandoned.add(linger)
+                linger.add_done_callback(self._abandoned.discard)
 
+    async def _read(
+        self, request: dict[str, Any], responses: asyncio.Queue[Tensors | Exception | None]
+    ) -> None:
+        """Put every response of one stream into the queue, then None or the error that ended it."""
         # With this header an error arrives with its status code and ends the stream.
-        call = self._client.stream_infer(requests(), headers={"triton_grpc_error": "true"})
+        call = self._client.stream_infer(_once(request), headers={"triton_grpc_error": "true"})
+        complete = False
         try:
             async for result, error in call:
                 if error is not None:
-                    raise _translated(error, self.url)
+                    raise error
                 arrays = {
                     tensor.name: result.as_numpy(tensor.name)
                     for tensor in contract.ENSEMBLE.outputs
                 }
                 # The last response of a stream can be empty; it can also hold the last token.
                 if all(array is not None for array in arrays.values()):
-                    yield arrays
-                if result.get_response().parameters["triton_final_response"].bool_param:
-                    return
-            raise ServerUnavailable(f"{self.url} ended the stream before the answer was complete")
+                    responses.put_nowait(arrays)
+                complete = result.get_response().parameters["triton_final_response"].bool_param
+            responses.put_nowait(
+                None
+                if complete
+                else ServerUnavailable(f"{self.url} ended the stream before the answer was complete")
+            )
         except _foreign_errors() as error:
-            raise _translated(error, self.url) from error
+            responses.put_nowait(_translated(error, self.url))
         finally:
-            call.cancel()
+            call.cancel()  # does nothing to a stream that has ended
 
     async def stop(self, request_id: str) -> None:
-        async def requests() -> AsyncIterator[dict[str, Any]]:
-            yield {
-                "model_name": contract.TENSORRT_LLM.name,
-                "inputs": _infer_inputs(stop_inputs()),
-                "request_id": request_id,
-                "enable_empty_final_response": True,
-            }
-
-        call = self._client.stream_infer(requests())
+        call = self._client.stream_infer(
+            _once(_request(contract.TENSORRT_LLM.name, stop_inputs(), request_id))
+        )
         try:
             async for _ in call:
-                return
+                pass
         except _foreign_errors() as error:
             raise _translated(error, self.url) from error
         finally:
@@ -88,7 +105,28 @@ class GrpcTransport:
         return {key: item.string_value for key, item in found.config.parameters.items()}
 
     async def close(self) -> None:
+        await asyncio.gather(*self._abandoned)
         await self._client.close()
+
+
+async def _end(reader: asyncio.Task[None]) -> None:
+    """Give an abandoned stream time to end by itself, then cancel it."""
+    await asyncio.wait([reader], timeout=LINGER_S)
+    reader.cancel()
+    await asyncio.wait([reader])
+
+
+async def _once(request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    yield request
+
+
+def _request(model: str, tensors: Tensors, request_id: str) -> dict[str, Any]:
+    return {
+        "model_name": model,
+        "inputs": _infer_inputs(tensors),
+        "request_id": request_id,
+        "enable_empty_final_response": True,
+    }
 
 
 def _infer_inputs(tensors: Tensors) -> list[Any]:

@@ -162,8 +162,14 @@ class Scheduler:
     # --- the scheduler's thread ------------------------------------------------------------------
 
     def _run(self) -> None:
-        while self._iterate():
-            pass
+        going = True
+        while going:
+            try:
+                going = self._iterate()
+            except Exception:  # a bug; whoever is running must not hang on it
+                logger.exception("the scheduler failed")
+                for sequence in list(self._running):
+                    self._finish(sequence, FAILED)
 
     def _iterate(self) -> bool:
         """One step of all running requests; waits for a request first. False after `close`.

@@ -55,7 +55,7 @@ class CountingModel:
         if self._hold:
             assert self._granted.acquire(timeout=PATIENCE_S)
         if any(666 in segment for segment in ids):
-            raise RuntimeError("a secret path: /home/me/model")
+            raise RuntimeError("a secret of the server")
         rows = [token for segment in ids for token in segment]
         return np.array([[token] * 4 for token in rows], np.float32)
 
@@ -422,6 +422,14 @@ def test_an_exception_in_the_model_ends_the_step_not_the_engine(
     )
     assert "secret" in caplog.text
     assert ask(engine, request([5])).wait().tokens == [6, 7, 8]
+
+
+def test_a_model_that_breaks_its_contract(engines: list[Scheduler]) -> None:
+    model = CountingModel()
+    model.logits = lambda hidden: np.zeros((7, VOCAB), np.float32)  # type: ignore[method-assign]
+    engine = start(engines, model)
+    assert "engine failed" in ask(engine, request([5])).wait().error
+    assert "engine failed" in ask(engine, request([5])).wait().error
 
 
 def test_nan_logits(engines: list[Scheduler]) -> None:

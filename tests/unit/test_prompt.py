@@ -152,3 +152,34 @@ def test_other_special_spellings_stay_plain_text(text: str, tokenizer) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.token_bytes.join(ids).decode() == text
     assert len(ids) > 2
+
+
+def test_video_frames_as_the_inference_code_writes_them(checkpoint: Path, spec, tokenizer) -> None:
+    conversation = parse_conversation(
+        text_input="What moves?", messages=None, num_images=0, num_videos=1
+    )
+    prompt = build_prompt(
+        conversation,
+        [[Visual(1, (k + 1, 0)) for k in range(8)]],
+        tokenizer=tokenizer,
+        tokens_per_tile=spec.tokens_per_tile,
+        vocab_size=spec.llm.vocab_size,
+    )
+    # not the "Frame-1: " of training data
+    question = "".join(f"Frame{k}: <image>\n" for k in range(1, 9)) + "What moves?"
+    reference = reference_prompt([], question, [1] * 8)
+    assert with_context_ids(prompt, spec, tokenizer) == reference_ids(checkpoint, reference)
+
+
+def test_an_answer_ends_at_im_end(family: str, tokenizer: Tokenizer) -> None:
+    """Not at llm_config.eos_token_id, which is `</s>` for InternLM2."""
+    assert tokenizer.end_id == tokenizer.special_id("<|im_end|>")
+    if family == "internlm2":
+        assert tokenizer.end_id != tokenizer.special_id("</s>")
+
+
+def test_an_own_system_message_can_be_empty(checkpoint: Path, spec, tokenizer) -> None:
+    messages = [{"role": "system", "content": ""}, {"role": "user", "content": "Hi"}]
+    prompt = prompt_of(spec, tokenizer, messages=messages)
+    reference = reference_prompt([], "Hi", system="")
+    assert prompt.input_ids.tolist() == reference_ids(checkpoint, reference)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401 - gives numpy the name "bfloat16", which safetensors asks for
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 

@@ -78,7 +78,9 @@ class GrpcTransport:
             responses.put_nowait(
                 None
                 if complete
-                else ServerUnavailable(f"{self.url} ended the stream before the answer was complete")
+                else ServerUnavailable(
+                    f"{self.url} ended the stream before the answer was complete"
+                )
             )
         except _foreign_errors() as error:
             responses.put_nowait(_translated(error, self.url))

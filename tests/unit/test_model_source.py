@@ -45,7 +45,7 @@ def test_without_the_hub_the_error_says_how_to_pass_a_directory(
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(DownloadFailed, match="not known\n.*MODEL=path/to/InternVL2_5-1B"):
+    with pytest.raises(DownloadFailed, match=r"not known\n.*MODEL=path/to/InternVL2_5-1B"):
         resolve_checkpoint("InternVL2_5-1B", tmp_path)
 
 

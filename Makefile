@@ -55,6 +55,10 @@ serve: $(RUNTIME) ## Serve MODEL until Ctrl-C [TP=] [PROFILE=] [PRECISION=] [HTT
 chat: $(RUNTIME) ## Ask the served MODEL: PROMPT="..." [IMAGE=file] [GRPC_PORT=]
 	@exec $(RUN) -m clients.chat --model="$$MODEL" --prompt="$$PROMPT" $(if $(IMAGE),--image="$$IMAGE") $(if $(GRPC_PORT),--grpc-port="$$GRPC_PORT")
 
+.PHONY: export-llm
+export-llm: $(RUNTIME) ## Write the language model of MODEL as a plain directory for transformers
+	@$(RUN) -m build.hf_llm --model="$$MODEL"
+
 ##@ Develop
 
 .PHONY: test
@@ -83,6 +87,10 @@ render-configs: $(RUNTIME) ## Write model_repository/*/config.pbtxt from the ten
 .PHONY: bench-conversion
 bench-conversion: $(RUNTIME) ## Measure the peak memory of the conversion
 	@$(RUN) -m benchmarks.conversion_memory
+
+.PHONY: bench-precision
+bench-precision: $(RUNTIME) ## Compare bf16, int8 and int4 weights of MODEL on the CPU engine
+	@$(RUN) -m benchmarks.precision_agreement --model="$$MODEL"
 
 ##@ Set up
 

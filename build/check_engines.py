@@ -64,7 +64,8 @@ def format_report(report: EngineReport) -> str:
 
 
 def _export(model: str, artifacts_dir: Path) -> Path:
-    return build_engines(model, artifacts_dir=artifacts_dir, only=("vision",)).vision_onnx
+    artifacts = build_engines(model, profile="cpu", artifacts_dir=artifacts_dir, only=("vision",))
+    return artifacts.vision_onnx
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from build import container
 from build.fingerprint import file_hashes, key_of, source_digest
+from build.gpu_steps import gpu_steps
+from build.machine import Machine, check_buildable, installed_version, this_machine
 from build.model_source import DEMO, artifact_name, resolve_checkpoint
 from build.profile import PROFILES, choose_profile
 from build.repository import SOURCE, assemble_repository
-from internvl_triton.artifacts import Artifacts, LLMBuild, Manifest
+from build.step import Step
+from internvl_triton.artifacts import Artifacts, LLMBuild, Manifest, Profile
 from internvl_triton.errors import ArtifactMismatch, BuildFailed, InternVLTritonError
 from internvl_triton.limits import Limits
 from internvl_triton.model_spec import ModelSpec
@@ -25,17 +28,26 @@ from internvl_triton.model_spec import ModelSpec
 __all__ = ["build_engines", "default_precision"]
 
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-_PACKAGES = ("numpy", "onnx", "onnxruntime", "tokenizers", "sentencepiece", "nvidia-pytriton")
+_PACKAGES = (
+    "internvl-triton",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "tokenizers",
+    "sentencepiece",
+    "nvidia-pytriton",
+    "tensorrt",
+    "tensorrt_llm",
+)
 _ROOT = Path(__file__).resolve().parent.parent
+_LIMIT_OPTIONS = (
+    "max_seq_len",
+    "max_batch_size",
+    "max_kv_cache_tokens",
+    "max_tiles_per_request",
+    "max_tiles_per_run",
+)
 _TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
-
-
-@dataclass(frozen=True)
-class _Step:
-    name: str
-    key: str
-    output: Path
-    run: Callable[[], object]
 
 
 def default_precision(spec: ModelSpec) -> str:
@@ -57,21 +69,28 @@ def build_engines(
     """Bring artifacts/<model>/ up to date and return it.
 
     model: "demo", a published name, or a checkpoint directory.
+    profile: "gpu" compiles engines too, for the GPUs of this machine and inside the pinned
+    container; None is gpu where there is a GPU, else cpu.
     limits: fields of `Limits` that differ from their defaults.
     only: names of the steps to run, such as ("vision",); None runs all.
 
     Raises UnknownModel, DownloadFailed, InvalidCheckpoint, InvalidTensorParallel, BuildFailed.
     """
     name = artifact_name(model)
-    choose_profile(profile)
+    chosen = choose_profile(profile)
+    machine = this_machine() if chosen == "gpu" else None
+    if machine is not None:
+        check_buildable(machine)
     checkpoint = resolve_checkpoint(model, artifacts_dir)
     spec = ModelSpec.from_checkpoint(checkpoint)
     spec.llm.check_tp_size(tp_size)
     precision = precision or default_precision(spec)
-    if precision not in PRECISIONS.values():
+    # TensorRT-LLM's attention kernels know no float32.
+    available = [name for name in PRECISIONS.values() if chosen == "cpu" or name != "fp32"]
+    if precision not in available:
         raise BuildFailed(
-            f"precision {precision!r} is not available in the cpu profile; "
-            f"use one of {', '.join(PRECISIONS.values())}"
+            f"precision {precision!r} is not available in the {chosen} profile; "
+            f"use one of {', '.join(available)}"
         )
     artifacts = Artifacts(artifacts_dir / name)
     artifacts.root.mkdir(parents=True, exist_ok=True)
@@ -80,7 +99,7 @@ def build_engines(
         with lock:
             llm = LLMBuild(precision, tp_size)
             manifest = _new_manifest(artifacts, checkpoint, spec, limits, progress)
-            steps = _steps(artifacts, checkpoint, manifest, llm, progress)
+            steps = _steps(artifacts, checkpoint, manifest, llm, machine, progress)
             _run(artifacts, manifest, [s for s in steps if only is None or s.name in only])
     except Timeout as error:
         raise BuildFailed(
@@ -110,7 +129,7 @@ def _new_manifest(
     return manifest
 
 
-def _run(artifacts: Artifacts, manifest: Manifest, steps: Sequence[_Step]) -> None:
+def _run(artifacts: Artifacts, manifest: Manifest, steps: Sequence[Step]) -> None:
     """Run what is out of date; the manifest names a step only while its output is whole."""
     artifacts.write_manifest(manifest)
     for number, step in enumerate(steps, start=1):
@@ -126,37 +145,48 @@ def _run(artifacts: Artifacts, manifest: Manifest, steps: Sequence[_Step]) -> No
         manifest.steps[step.name] = {
             "key": step.key,
             "checkpoint_sha256": manifest.checkpoint_sha256,
+            **step.made_with,
         }
         artifacts.write_manifest(manifest)
         print(f"{title}: done in {time.perf_counter() - started:.1f} s", flush=True)
 
 
 def _steps(
-    artifacts: Artifacts, checkpoint: Path, manifest: Manifest, llm: LLMBuild, progress: bool
-) -> list[_Step]:
+    artifacts: Artifacts,
+    checkpoint: Path,
+    manifest: Manifest,
+    llm: LLMBuild,
+    machine: Machine | None,
+    progress: bool,
+) -> list[Step]:
+    """All steps; those of the gpu profile if `machine` is given."""
     from export import export_llm, export_vision
 
+    profile: Profile = "cpu" if machine is None else "gpu"
     made_from = manifest.checkpoint_sha256
     code = source_digest([*(_ROOT / "export").glob("*.py"), *_conversion_code()])
     llm_dir = artifacts.llm_checkpoint(llm)
     models = source_digest(SOURCE.glob("*/1/model.py"))
     rendering = source_digest(
-        [_ROOT / "internvl_triton" / name for name in ("triton_config.py", "tensor_contract.py")]
+        [
+            _ROOT / "internvl_triton" / f"{name}.py"
+            for name in ("triton_config", "tensor_contract", "gpu_deployment")
+        ]
     )
-    return [
-        _Step(
+    portable = [
+        Step(
             "tokenizer",
             key_of(made_from),
             artifacts.tokenizer_dir / "config.json",
             lambda: _copy_tokenizer(checkpoint, artifacts.tokenizer_dir),
         ),
-        _Step(
+        Step(
             "vision",
             key_of(made_from, code),
             artifacts.vision_onnx,
             lambda: export_vision(checkpoint, artifacts.vision_dir, progress=progress),
         ),
-        _Step(
+        Step(
             llm.step,
             key_of(made_from, code, llm),
             llm_dir / "config.json",
@@ -168,13 +198,16 @@ def _steps(
                 progress=progress,
             ),
         ),
-        _Step(
-            "repository",
-            key_of(made_from, models, rendering, llm, manifest.limits),
-            artifacts.repository / "internvl" / "config.pbtxt",
-            lambda: assemble_repository(artifacts, llm),
-        ),
     ]
+    repository = Step(
+        "repository",
+        key_of(made_from, models, rendering, llm, manifest.limits, profile),
+        artifacts.repository / "internvl" / "config.pbtxt",
+        lambda: assemble_repository(artifacts, llm, profile),
+    )
+    if machine is None:
+        return [*portable, repository]
+    return [*portable, *gpu_steps(artifacts, manifest, llm, machine, code, progress), repository]
 
 
 def _conversion_code() -> list[Path]:
@@ -199,13 +232,9 @@ def _copy_tokenizer(checkpoint: Path, target: Path) -> None:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for package in ("internvl-triton", *_PACKAGES):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {package: installed_version(package) for package in _PACKAGES}
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"python": python, **{name: version for name, version in found.items() if version}}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -217,15 +246,20 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--precision", help="weights of the language model (the checkpoint's)")
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR")
-    for limit in ("max-seq-len", "max-batch-size", "max-tiles-per-request"):
-        parser.add_argument(f"--{limit}", type=int, help="deployment limit")
+    for limit in _LIMIT_OPTIONS:
+        parser.add_argument(
+            f"--{limit.replace('_', '-')}", type=int, metavar="N", help="deployment limit"
+        )
     args = parser.parse_args(argv)
     limits = {
-        key: value
-        for key in ("max_seq_len", "max_batch_size", "max_tiles_per_request")
-        if (value := getattr(args, key)) is not None
+        limit: value for limit in _LIMIT_OPTIONS if (value := getattr(args, limit)) is not None
     }
+    # Ending it in any way ends the compilers that it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        args.profile = choose_profile(args.profile)
+        if args.profile == "gpu" and not container.inside():
+            container.enter("build.engines", args)
         artifacts = build_engines(
             args.model,
             tp_size=args.tp_size,

@@ -9,12 +9,17 @@ from build.demo_checkpoint import ensure_demo_checkpoint
 from internvl_triton.errors import DownloadFailed, UnknownModel
 from internvl_triton.published_models import HUB_ORGANISATION, PUBLISHED_MODELS
 
-__all__ = ["DEMO", "artifact_name", "resolve_checkpoint"]
+__all__ = ["DEMO", "artifact_name", "is_known_name", "resolve_checkpoint"]
 
 DEMO = "demo"
 # The -MPO checkpoints share architecture and format with the sizes they were tuned from.
 NAMES = (*PUBLISHED_MODELS, *(f"{name}-MPO" for name in PUBLISHED_MODELS))
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
+
+
+def is_known_name(model: str) -> bool:
+    """Whether MODEL is a name of ours; then it is no directory, even if there is one."""
+    return model.removeprefix(f"{HUB_ORGANISATION}/") in (DEMO, *NAMES)
 
 
 def artifact_name(model: str) -> str:
@@ -24,7 +29,7 @@ def artifact_name(model: str) -> str:
     Raises UnknownModel, with the names there are, for anything else.
     """
     name = model.removeprefix(f"{HUB_ORGANISATION}/")
-    if name in (DEMO, *NAMES):
+    if is_known_name(model):
         return name
     if model and Path(model).is_dir():
         return Path(model).resolve().name

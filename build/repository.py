@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 from internvl_triton import tensor_contract as contract
-from internvl_triton.artifacts import Artifacts, LLMBuild
+from internvl_triton.artifacts import Artifacts, LLMBuild, Profile
+from internvl_triton.gpu_deployment import GpuDeployment
 from internvl_triton.triton_config import Deployment, render_repository
 
-__all__ = ["SOURCE", "assemble_repository", "deployment_of"]
+__all__ = ["SOURCE", "assemble_repository", "deployment_of", "gpu_deployment"]
 
 SOURCE = Path(__file__).resolve().parent.parent / "model_repository"
 
 
-def deployment_of(artifacts: Artifacts, llm: LLMBuild) -> Deployment:
+def gpu_deployment(artifacts: Artifacts, llm: LLMBuild) -> GpuDeployment:
+    """The engines that were built for `llm`."""
+    config = json.loads((artifacts.llm_checkpoint(llm) / "config.json").read_text(encoding="utf-8"))
+    return GpuDeployment(artifacts.llm_engine(llm).resolve(), config["dtype"], llm.tp_size)
+
+
+def deployment_of(artifacts: Artifacts, llm: LLMBuild, profile: Profile = "cpu") -> Deployment:
     """What the configs in `artifacts`/repository say."""
     return Deployment(
         spec=artifacts.spec(),
@@ -23,22 +31,26 @@ def deployment_of(artifacts: Artifacts, llm: LLMBuild) -> Deployment:
         model=artifacts.name,
         artifacts_dir="../..",
         llm_checkpoint=str(artifacts.llm_checkpoint(llm).relative_to(artifacts.root)),
+        gpu=gpu_deployment(artifacts, llm) if profile == "gpu" else None,
     )
 
 
-def assemble_repository(artifacts: Artifacts, llm: LLMBuild) -> Path:
+def assemble_repository(artifacts: Artifacts, llm: LLMBuild, profile: Profile = "cpu") -> Path:
     """Write `artifacts`/repository: rendered configs and copies of the committed model.py files.
 
     The old one is replaced in one step.
     """
+    without_code = {contract.ENSEMBLE.name}
+    if profile == "gpu":
+        without_code.add(contract.TENSORRT_LLM.name)  # its backend is NVIDIA's
     target = artifacts.repository
     temporary = target.with_name(target.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    for name, text in render_repository(deployment_of(artifacts, llm)).items():
+    for name, text in render_repository(deployment_of(artifacts, llm, profile)).items():
         version = temporary / name / "1"
         version.mkdir(parents=True)
         (temporary / name / "config.pbtxt").write_text(text, encoding="utf-8")
-        if name != contract.ENSEMBLE.name:
+        if name not in without_code:
             shutil.copyfile(SOURCE / name / "1" / "model.py", version / "model.py")
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)

@@ -20,11 +20,17 @@ def built_llms(artifacts: Artifacts) -> list[LLMBuild]:
     return builds
 
 
-def check_servable(artifacts: Artifacts, llm: LLMBuild) -> None:
-    """Raise ArtifactMismatch, one sentence saying what does not fit and what to run."""
+def check_servable(
+    artifacts: Artifacts, llm: LLMBuild, *, steps: tuple[str, ...] = (), rebuild: str = ""
+) -> None:
+    """Raise ArtifactMismatch, one sentence saying what does not fit and what to run.
+
+    steps: those that must be finished besides the portable ones.
+    rebuild: what to run.
+    """
     manifest = artifacts.manifest()
-    rebuild = f"run: make engines MODEL={artifacts.name} TP={llm.tp_size}"
-    for step in ("tokenizer", "vision", llm.step):
+    rebuild = rebuild or f"run: make engines MODEL={artifacts.name} TP={llm.tp_size}"
+    for step in ("tokenizer", "vision", llm.step, *steps):
         if step not in manifest.steps:
             have = ", ".join(build.name for build in built_llms(artifacts)) or "none"
             raise ArtifactMismatch(

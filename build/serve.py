@@ -7,19 +7,23 @@ import signal
 import sys
 from pathlib import Path
 
+from build import container
 from build.engines import default_precision
+from build.gpu_servable import check_gpu_servable
+from build.machine import this_machine
 from build.model_source import DEMO, artifact_name
 from build.profile import PROFILES, choose_profile
-from build.repository import assemble_repository
+from build.repository import assemble_repository, gpu_deployment
 from build.servable import check_servable
 from internvl_triton.artifacts import Artifacts, LLMBuild
 from internvl_triton.errors import InternVLTritonError
+from internvl_triton.gpu_triton_server import GpuTritonServer
 from internvl_triton.triton_server import TritonServer
 
 __all__ = ["DEFAULT_PORTS", "make_server"]
 
 DEFAULT_PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
-READY_TIMEOUT_S = 600.0
+READY_TIMEOUT_S = 1800.0  # a 78B engine is read from disk
 EXIT_TIMEOUT_S = 10
 
 
@@ -27,6 +31,7 @@ def make_server(
     model: str,
     *,
     tp_size: int = 1,
+    profile: str | None = None,
     precision: str | None = None,
     artifacts_dir: Path = Path("artifacts"),
     http_port: int = DEFAULT_PORTS["http"],
@@ -36,22 +41,40 @@ def make_server(
 ) -> TritonServer:
     """A server, not yet started, for what `build_engines` made. Its log goes beside the artefacts.
 
-    Raises UnknownModel, ArtifactMismatch (not built, or not fitting), InvalidTensorParallel.
+    profile: "gpu" has to run inside the pinned container; None is gpu where there is a GPU.
+
+    Raises UnknownModel, InvalidTensorParallel, BuildFailed (no such profile here), or
+    ArtifactMismatch: not built, or not fitting this machine.
     """
+    profile = choose_profile(profile)
     artifacts = Artifacts(artifacts_dir / artifact_name(model))
     artifacts.manifest()
     spec = artifacts.spec()
     spec.llm.check_tp_size(tp_size)
     llm = LLMBuild(precision or default_precision(spec), tp_size)
-    check_servable(artifacts, llm)
-    assemble_repository(artifacts, llm)
-    return TritonServer(
-        artifacts.repository,
+    log_path = artifacts.root / "tritonserver.log"
+    if profile == "cpu":
+        check_servable(artifacts, llm)
+        return TritonServer(
+            assemble_repository(artifacts, llm),
+            http_port=http_port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            host=host,
+            log_path=log_path,
+            exit_timeout_s=EXIT_TIMEOUT_S,
+        )
+    check_gpu_servable(artifacts, llm, this_machine())
+    pool_bytes = gpu_deployment(artifacts, llm).cuda_memory_pool_bytes(spec, artifacts.limits())
+    return GpuTritonServer(
+        assemble_repository(artifacts, llm, profile="gpu"),
+        num_ranks=llm.tp_size,
+        cuda_memory_pool_bytes=pool_bytes,
         http_port=http_port,
         grpc_port=grpc_port,
         metrics_port=metrics_port,
         host=host,
-        log_path=artifacts.root / "tritonserver.log",
+        log_path=log_path,
         exit_timeout_s=EXIT_TIMEOUT_S,
     )
 
@@ -93,10 +116,13 @@ def main(argv: list[str] | None = None) -> int:
     # A service manager's SIGTERM ends the server as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        choose_profile(args.profile)
+        args.profile = choose_profile(args.profile)
+        if args.profile == "gpu" and not container.inside():
+            container.enter("build.serve", args)
         server = make_server(
             args.model,
             tp_size=args.tp_size,
+            profile=args.profile,
             precision=args.precision,
             artifacts_dir=args.artifacts,
             http_port=args.http_port,

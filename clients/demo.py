@@ -31,11 +31,12 @@ def run_demo(artifacts_dir: Path) -> bool:
     print(
         "== 1. Build: checkpoint -> ONNX + TensorRT-LLM checkpoint -> model repository", flush=True
     )
-    build_engines("demo", artifacts_dir=artifacts_dir, progress=False)
+    build_engines("demo", profile="cpu", artifacts_dir=artifacts_dir, progress=False)
     print("\n== 2. Serve: tritonserver on the CPU", flush=True)
     started = time.perf_counter()
     server = make_server(
         "demo",
+        profile="cpu",
         artifacts_dir=artifacts_dir,
         http_port=find_free_port(),
         grpc_port=find_free_port(),

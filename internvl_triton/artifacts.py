@@ -2,7 +2,9 @@
 
 tokenizer/                     config.json and the tokenizer files, copied
 vision/vision_encoder.onnx     + external data
+vision/vision_encoder.plan     gpu profile
 llm/<precision>-tp<N>/checkpoint/
+llm/<precision>-tp<N>/engine/  gpu profile
 repository/                    the Triton model repository
 manifest.json                  what was built, from which bytes, with which limits
 """
@@ -39,16 +41,22 @@ class LLMBuild:
 
     @property
     def step(self) -> str:
-        """Its name among the manifest's steps."""
+        """The name of its conversion among the manifest's steps."""
         return f"llm {self.name}"
+
+    @property
+    def engine_step(self) -> str:
+        """The name of its TensorRT-LLM engine among the manifest's steps."""
+        return f"engine {self.name}"
 
 
 @dataclass
 class Manifest:
     """The contract between build and serve.
 
-    steps: name of a finished step -> the key of what it was made from and the checkpoint's hash
-    at that time. A step whose key has changed is out of date.
+    steps: name of a finished step -> the key of what it was made from, the checkpoint's hash at
+    that time, and for a step that compiled for a GPU, with what and for which. A step whose key
+    has changed is out of date.
     """
 
     model: str
@@ -83,6 +91,10 @@ class Artifacts:
         return self.vision_dir / "vision_encoder.onnx"
 
     @property
+    def vision_plan(self) -> Path:
+        return self.vision_dir / "vision_encoder.plan"
+
+    @property
     def repository(self) -> Path:
         return self.root / "repository"
 
@@ -92,6 +104,9 @@ class Artifacts:
 
     def llm_checkpoint(self, build: LLMBuild) -> Path:
         return self.root / "llm" / build.name / "checkpoint"
+
+    def llm_engine(self, build: LLMBuild) -> Path:
+        return self.root / "llm" / build.name / "engine"
 
     def spec(self) -> ModelSpec:
         return ModelSpec.from_checkpoint(self.tokenizer_dir)

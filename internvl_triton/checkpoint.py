@@ -97,6 +97,10 @@ class Checkpoint:
         with safe_open(self._file(name), framework="np") as opened:
             return str(opened.get_slice(name).get_dtype())
 
+    def shard(self, name: str) -> str:
+        """Name of the file that holds the tensor. Raises IncompleteCheckpoint."""
+        return self._file(name).name
+
     def read(self, name: str) -> NDArray[Any]:
         """The whole tensor, in the dtype it is stored in. Raises IncompleteCheckpoint."""
         with safe_open(self._file(name), framework="np") as opened:

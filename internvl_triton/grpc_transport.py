@@ -60,13 +60,16 @@ class GrpcTransport:
         self, request: dict[str, Any], responses: asyncio.Queue[Tensors | Exception | None]
     ) -> None:
         """Put every response of one stream into the queue, then None or the error that ended it."""
-        # With this header an error arrives with its status code and ends the stream.
-        call = self._client.stream_infer(_once(request), headers={"triton_grpc_error": "true"})
+        # Without the header `triton_grpc_error`, which brings an error's status code: with it, an
+        # error at the wrong moment is a use-after-free that ends tritonserver (before 26.04).
+        call = self._client.stream_infer(_once(request))
+        failure: Exception | None = None
         complete = False
         try:
             async for result, error in call:
                 if error is not None:
-                    raise error
+                    failure = _translated(error, self.url)
+                    continue
                 arrays = {
                     tensor.name: result.as_numpy(tensor.name)
                     for tensor in contract.ENSEMBLE.outputs
@@ -75,13 +78,11 @@ class GrpcTransport:
                 if all(array is not None for array in arrays.values()):
                     responses.put_nowait(arrays)
                 complete = result.get_response().parameters["triton_final_response"].bool_param
-            responses.put_nowait(
-                None
-                if complete
-                else ServerUnavailable(
+            if failure is None and not complete:
+                failure = ServerUnavailable(
                     f"{self.url} ended the stream before the answer was complete"
                 )
-            )
+            responses.put_nowait(failure)
         except _foreign_errors() as error:
             responses.put_nowait(_translated(error, self.url))
         finally:
@@ -151,15 +152,18 @@ def _foreign_errors() -> tuple[type[Exception], ...]:
 
 
 def _translated(error: Any, url: str) -> Exception:
-    """Triton's or gRPC's exception as one of ours; every status code lands somewhere."""
+    """Triton's or gRPC's exception as one of ours; every status code lands somewhere.
+
+    An error inside a stream has no status code, so preprocessing marks what the caller did wrong.
+    """
     if hasattr(error, "details"):  # grpc.aio.AioRpcError
         status, message = error.code().name, str(error.details() or "").strip()
     else:
         status = str(error.status() or "").removeprefix("StatusCode.")
         message = str(error.message() or "").strip()
     message = message.removeprefix(f"in ensemble '{contract.ENSEMBLE.name}', ")
-    if status == "INVALID_ARGUMENT":
-        return InvalidRequest(message)
+    if status == "INVALID_ARGUMENT" or message.startswith(contract.INVALID_REQUEST):
+        return InvalidRequest(message.removeprefix(contract.INVALID_REQUEST))
     if status == "UNAVAILABLE":
         return ServerUnavailable(
             f"the server at {url} cannot be reached or is overloaded: {message}"

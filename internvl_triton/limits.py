@@ -18,8 +18,10 @@ class Limits:
     max_batch_size: int = 8  # requests generating at the same time
     max_queue_size: int = 64  # requests waiting for a place in the batch
     default_max_tokens: int = 1024  # answer length when the request gives none
+    max_kv_cache_tokens: int = 65536  # gpu profile: see kv_cache_tokens
     # vision
     max_tiles_per_request: int = 64
+    max_tiles_per_run: int = 26  # gpu profile: largest run of the vision engine, two pictures
     feature_cache_bytes: int = 256 * 2**20
     # media
     max_images: int = 64
@@ -42,24 +44,40 @@ class Limits:
         """Defaults for `spec`; max_seq_len is the model's max_position_embeddings, at most 32768.
 
         Raises BuildFailed when max_seq_len exceeds the positions the model was trained for, or
-        one picture at the model's max_tiles would not fit into max_tiles_per_request.
+        one picture at the model's max_tiles would not fit into max_tiles_per_request or into
+        max_tiles_per_run.
         """
         positions = min(spec.llm.max_position_embeddings, 32768)
-        limits = cls(**{"max_seq_len": positions, **overrides})
+        picture = spec.max_tiles_with_thumbnail
+        defaults = {
+            "max_seq_len": positions,
+            "max_tiles_per_run": max(cls.max_tiles_per_run, picture),
+        }
+        limits = cls(**{**defaults, **overrides})
         if limits.max_seq_len > positions:
             raise BuildFailed(
                 f"max_seq_len {limits.max_seq_len} exceeds the model's {positions} positions"
             )
-        if limits.max_tiles_per_request < spec.max_tiles_with_thumbnail:
-            raise BuildFailed(
-                f"max_tiles_per_request {limits.max_tiles_per_request} is below the "
-                f"{spec.max_tiles_with_thumbnail} tiles of one picture of this model"
-            )
+        for name in ("max_tiles_per_request", "max_tiles_per_run"):
+            if getattr(limits, name) < picture:
+                raise BuildFailed(
+                    f"{name} {getattr(limits, name)} is below the "
+                    f"{picture} tiles of one picture of this model"
+                )
         return limits
 
     def max_visual_tokens(self, spec: ModelSpec) -> int:
         """Rows of the largest prompt table of one request."""
         return self.max_tiles_per_request * spec.tokens_per_tile
+
+    @property
+    def kv_cache_tokens(self) -> int:
+        """Tokens whose keys and values the GPUs hold at once, explicit so that the memory of the
+        vision engine is safe: every request at full length, at most max_kv_cache_tokens, but
+        always one request of max_seq_len.
+        """
+        everything = self.max_batch_size * self.max_seq_len
+        return min(everything, max(self.max_kv_cache_tokens, self.max_seq_len))
 
     def to_json(self) -> dict[str, int]:
         return asdict(self)

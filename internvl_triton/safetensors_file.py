@@ -20,9 +20,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ITEM_SIZE", "SafetensorsWriter"]
+__all__ = ["ITEM_SIZE", "Layout", "SafetensorsWriter", "num_bytes"]
 
 ITEM_SIZE = {"BF16": 2, "F16": 2, "F32": 4, "I8": 1, "U8": 1, "I32": 4, "I64": 8}
+
+Layout = Mapping[str, tuple[str, tuple[int, ...]]]  # tensor name -> (dtype name, shape)
+
+
+def num_bytes(layout: Layout) -> int:
+    """Size of the tensors of one file."""
+    return sum(math.prod(shape) * ITEM_SIZE[dtype] for dtype, shape in layout.values())
 
 
 class SafetensorsWriter:
@@ -35,7 +42,7 @@ class SafetensorsWriter:
     def __init__(
         self,
         path: Path,
-        tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+        tensors: Layout,
         *,
         metadata: Mapping[str, str] | None = None,
     ) -> None:

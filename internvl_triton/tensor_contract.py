@@ -10,7 +10,7 @@ leading batch dimension on the wire, [1, ...] from this service; all others do n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 __all__ = [
@@ -22,7 +22,10 @@ __all__ = [
     "VISION_ENCODER",
     "ModelContract",
     "Tensor",
+    "gpu_models",
 ]
+
+INVALID_REQUEST = "invalid request: "  # begins the message of an error that the caller can repair
 
 DType = Literal["BOOL", "UINT8", "INT32", "UINT64", "FP32", "FP16", "BF16", "STRING"]
 
@@ -189,3 +192,20 @@ POSTPROCESSING = ModelContract(
 ENSEMBLE = ModelContract("internvl", PREPROCESSING.inputs, POSTPROCESSING.outputs)
 
 MODELS = (PREPROCESSING, VISION_ENCODER, TENSORRT_LLM, POSTPROCESSING)
+
+
+def gpu_models(table_dtype: DType) -> tuple[ModelContract, ...]:
+    """MODELS as the GPU serves them: visual features in the dtype of the language model's engine,
+    and nothing at `tensorrt_llm` that TensorRT-LLM's backend does not have."""
+
+    def typed(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        name = PROMPT_EMBEDDING_TABLE.name
+        return tuple(
+            replace(tensor, dtype=table_dtype) if tensor.name == name else tensor
+            for tensor in tensors
+        )
+
+    outputs = tuple(tensor for tensor in TENSORRT_LLM.outputs if tensor is not ERROR)
+    vision = replace(VISION_ENCODER, outputs=typed(VISION_ENCODER.outputs))
+    llm = replace(TENSORRT_LLM, inputs=typed(TENSORRT_LLM.inputs), outputs=outputs)
+    return (PREPROCESSING, vision, llm, POSTPROCESSING)

@@ -116,8 +116,9 @@ def _write_internlm2(directory: Path, vocab_size: int) -> None:
     pieces = _sentencepiece_pieces()
     if num_normal < 0:
         raise ValueError(f"vocab_size {vocab_size} is too small for an InternLM2 tokenizer")
-    filler = [chr(code) for code in range(0x4E00, 0x4E00 + max(0, num_normal - len(pieces)))]
-    for piece in (pieces + filler)[:num_normal]:
+    pairs = [left + right for left, right in product(ascii_lowercase, ascii_lowercase)]
+    rare = [chr(code) for code in range(0x4E00, 0x4E00 + num_normal)]
+    for piece in list(dict.fromkeys(pieces + pairs + rare))[:num_normal]:
         add(piece)
     first_chat = len(model.pieces)
     for index in range(len(_INTERNLM2_CHAT)):

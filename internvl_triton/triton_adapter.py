@@ -6,10 +6,12 @@ Every function takes `pb_utils`, the module that only the backend's own process 
 from __future__ import annotations
 
 import collections
+import json
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from internvl_triton import tensor_contract as contract
@@ -17,9 +19,25 @@ from internvl_triton.errors import InvalidRequest
 from internvl_triton.grpc_transport import stop_inputs
 from internvl_triton.tensor_contract import ModelContract, Tensor
 
-__all__ = ["StopOnCancel", "answer_each", "array", "arrays", "blobs", "flag", "response", "text"]
+__all__ = [
+    "StopOnCancel",
+    "answer_each",
+    "array",
+    "arrays",
+    "blobs",
+    "flag",
+    "parameters",
+    "response",
+    "text",
+]
 
 INTERNAL_ERROR = "internal error; the server's log has the details"
+
+
+def parameters(args: dict[str, str]) -> dict[str, str]:
+    """Name -> value of the parameters in the model's config, from `initialize`'s arguments."""
+    config = json.loads(args["model_config"])
+    return {key: item["string_value"] for key, item in config["parameters"].items()}
 
 
 def array(pb_utils: Any, request: Any, tensor: Tensor) -> NDArray[Any] | None:
@@ -64,16 +82,22 @@ def flag(pb_utils: Any, request: Any, tensor: Tensor) -> bool:
     return bool(found is not None and found.size and found.reshape(-1)[0])
 
 
-def response(pb_utils: Any, values: dict[str, NDArray[Any]]) -> Any:
+def response(pb_utils: Any, values: dict[str, Any]) -> Any:
+    """A response of numpy arrays, and of GPU tensors, which stay on their GPU (DLPack)."""
     return pb_utils.InferenceResponse(
-        output_tensors=[pb_utils.Tensor(name, value) for name, value in values.items()]
+        output_tensors=[
+            pb_utils.Tensor(name, value)
+            if isinstance(value, np.ndarray)
+            else pb_utils.Tensor.from_dlpack(name, value)
+            for name, value in values.items()
+        ]
     )
 
 
 def answer_each(
     pb_utils: Any,
     requests: Iterable[Any],
-    answer: Callable[[Any], dict[str, NDArray[Any]]],
+    answer: Callable[[Any], dict[str, Any]],
 ) -> list[Any]:
     """One response per request. What the caller did wrong is INVALID_ARG with its message;
     anything else is INTERNAL without details, and the traceback goes to the log."""
@@ -82,9 +106,10 @@ def answer_each(
         try:
             responses.append(response(pb_utils, answer(request)))
         except InvalidRequest as error:
+            message = contract.INVALID_REQUEST + str(error)
             responses.append(
                 pb_utils.InferenceResponse(
-                    error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+                    error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
                 )
             )
         except Exception as error:  # noqa: BLE001 - the boundary to Triton: no request is lost

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from internvl_triton import tensor_contract as contract
+from internvl_triton.gpu_deployment import GpuDeployment
 from internvl_triton.limits import Limits
 from internvl_triton.model_spec import ModelSpec
 from internvl_triton.tensor_contract import ModelContract, Tensor
+from internvl_triton.vision_runtime import ONNXRUNTIME
 
 __all__ = ["Deployment", "render_repository"]
 
@@ -27,6 +29,7 @@ class Deployment:
 
     artifacts_dir: path from a model's own folder to its artefacts.
     llm_checkpoint: path from there to the converted language model.
+    gpu: what the gpu profile adds; None renders the cpu profile.
     """
 
     spec: ModelSpec
@@ -35,38 +38,64 @@ class Deployment:
     artifacts_dir: str
     llm_checkpoint: str
     preprocessing_instances: int = 2  # one Python process each: as many as cores to spare
+    gpu: GpuDeployment | None = None
+
+    @property
+    def models(self) -> tuple[ModelContract, ...]:
+        """The steps, in their order."""
+        return contract.gpu_models(self.gpu.table_dtype) if self.gpu else contract.MODELS
 
 
 def render_repository(deployment: Deployment) -> dict[str, str]:
-    """Model name -> text of its config.pbtxt, for the CPU profile."""
+    """Model name -> text of its config.pbtxt."""
     artifacts = {"artifacts_dir": deployment.artifacts_dir}
+    gpu, tile_size = deployment.gpu, deployment.spec.tile_size
+    preprocessing, vision_encoder, tensorrt_llm, postprocessing = deployment.models
+    vision = gpu.vision_parameters() if gpu else {"runtime": ONNXRUNTIME}
+    configs = [
+        _python_model(
+            preprocessing,
+            artifacts,
+            instances=deployment.preprocessing_instances,
+            tile_size=tile_size,
+        ),
+        _python_model(vision_encoder, {**artifacts, **vision}, tile_size=tile_size),
+        _tensorrtllm_model(tensorrt_llm, gpu, deployment.limits)
+        if gpu
+        else _cpu_llm_model(tensorrt_llm, deployment, artifacts),
+        # One instance: two would reorder the chunks of a stream.
+        _python_model(postprocessing, artifacts),
+        _ensemble(deployment),
+    ]
+    return {config.name: _text(config) for config in configs}
+
+
+def _cpu_llm_model(model: ModelContract, deployment: Deployment, artifacts: dict[str, str]) -> Any:
+    """The language model's step as the CPU engine."""
     limits = deployment.limits
-    llm_parameters = {
+    parameters = {
         **artifacts,
         "llm_checkpoint": deployment.llm_checkpoint,
         "max_seq_len": str(limits.max_seq_len),
         "max_visual_tokens": str(limits.max_visual_tokens(deployment.spec)),
         "max_queue_size": str(limits.max_queue_size),
     }
-    configs = [
-        _python_model(
-            contract.PREPROCESSING,
-            artifacts,
-            instances=deployment.preprocessing_instances,
-            tile_size=deployment.spec.tile_size,
-        ),
-        _python_model(contract.VISION_ENCODER, artifacts, tile_size=deployment.spec.tile_size),
-        _python_model(
-            contract.TENSORRT_LLM,
-            llm_parameters,
-            max_batch_size=limits.max_batch_size,
-            decoupled=True,
-        ),
-        # One instance: two would reorder the chunks of a stream.
-        _python_model(contract.POSTPROCESSING, artifacts),
-        _ensemble(deployment),
-    ]
-    return {config.name: _text(config) for config in configs}
+    return _python_model(model, parameters, max_batch_size=limits.max_batch_size, decoupled=True)
+
+
+def _tensorrtllm_model(model: ModelContract, gpu: GpuDeployment, limits: Limits) -> Any:
+    """The language model's step as TensorRT-LLM's backend."""
+    config = _python_model(
+        model,
+        gpu.llm_parameters(limits),
+        max_batch_size=limits.max_batch_size,
+        decoupled=True,
+    )
+    config.backend = "tensorrtllm"
+    config.dynamic_batching.preferred_batch_size.append(limits.max_batch_size)
+    # Triton's batcher and TensorRT-LLM's executor both take it from here; 0 would be no limit.
+    config.dynamic_batching.default_queue_policy.max_queue_size = max(1, limits.max_queue_size)
+    return config
 
 
 def _python_model(
@@ -100,8 +129,8 @@ def _ensemble(deployment: Deployment) -> Any:
     # Two tensors keep their name from step to step, so a step's output gets the step's prefix
     # wherever the ensemble's own outputs would be overwritten.
     produced: dict[str, str] = {name: name for name in outer_in}
-    last = contract.MODELS[-1].name
-    for model in contract.MODELS:
+    last = deployment.models[-1].name
+    for model in deployment.models:
         step = config.ensemble_scheduling.step.add(model_name=model.name, model_version=-1)
         for tensor in model.inputs:
             if tensor.name in produced:

@@ -126,7 +126,7 @@ class TritonServer:
         """
         if self._process is not None:
             raise RuntimeError("this server is running; stop it before starting it again")
-        if problem := environment_problem():
+        if problem := self._environment_problem():
             raise ServerStartFailed(problem)
         if not self.model_repository.is_dir():
             raise ServerStartFailed(
@@ -142,20 +142,28 @@ class TritonServer:
             self._process = self._launch(cleanup)
             self._cleanup = cleanup.pop_all()
 
-    def _launch(self, cleanup: contextlib.ExitStack) -> "subprocess.Popen[bytes]":
+    def _environment_problem(self) -> str | None:
+        return environment_problem()
+
+    def _prepare(self, cleanup: contextlib.ExitStack) -> tuple[list[str], dict[str, str]]:
+        """The command that starts the server, and its environment."""
         folder = Path(tempfile.mkdtemp(prefix="tritonserver-"))
         cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
-        cleanup.callback(remove_shared_memory, self._shared_memory_prefix)
         wheel = _pytriton_folder()
         _lay_out_backend(wheel, folder / "python")
+        return self._command(wheel, folder), _environment(wheel, folder / "python")
+
+    def _launch(self, cleanup: contextlib.ExitStack) -> "subprocess.Popen[bytes]":
+        cleanup.callback(remove_shared_memory, self._shared_memory_prefix)
+        command, environment = self._prepare(cleanup)
         log: BinaryIO | None = None
         if self.log_path:
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
             log = cleanup.enter_context(self.log_path.open("wb"))
         return subprocess.Popen(
-            [*_die_with_this_process(), *self._command(wheel, folder)],
+            [*_die_with_this_process(), *command],
             cwd="/",  # the stub puts its working directory first on sys.path
-            env=_environment(wheel, folder / "python"),
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log and subprocess.STDOUT,

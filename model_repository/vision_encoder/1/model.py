@@ -5,15 +5,15 @@ import triton_python_backend_utils as pb_utils
 from internvl_triton import tensor_contract as contract
 from internvl_triton.artifacts import Artifacts
 from internvl_triton.feature_cache import FeatureCache, VisionEncoder
-from internvl_triton.triton_adapter import answer_each, array
-from internvl_triton.vision_engine import OnnxVisionEngine
+from internvl_triton.triton_adapter import answer_each, array, parameters
+from internvl_triton.vision_runtime import load_vision_engine
 
 
 class TritonPythonModel:
     def initialize(self, args):
         artifacts = Artifacts.of_model(args)
         self.encoder = VisionEncoder(
-            OnnxVisionEngine(artifacts.vision_onnx),
+            load_vision_engine(artifacts, parameters(args)),
             FeatureCache(artifacts.limits().feature_cache_bytes),
         )
 

@@ -1,0 +1,109 @@
+"""One running service per model family, built and started when the first test asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from build.engines import build_engines
+from build.serve import make_server
+from internvl_triton.client import Client
+from internvl_triton.random_checkpoint import tiny_config, write_random_checkpoint
+from internvl_triton.triton_server import TritonServer, find_free_port
+
+if TYPE_CHECKING:
+    from tests.oracle import Oracle
+
+READY_TIMEOUT_S = 120.0
+TP_SIZES = {"qwen2": 1, "internlm2": 2}  # two ranks divide neither the vocabulary nor the kv head
+
+
+def tiny_service_config(family: str) -> dict[str, Any]:
+    """Both language models, each with another vision tower; small enough for 13 tiles."""
+    vit = {"qwen2": "300m", "internlm2": "6b"}[family]
+    return tiny_config(family, vit, num_heads=2, num_kv_heads=1)  # type: ignore[arg-type]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The launcher's tests come first: they want no other server of this process to be running."""
+    items.sort(key=lambda item: item.path.name != "test_triton_server.py")
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running server for one small random checkpoint."""
+
+    checkpoint: Path
+    artifacts_dir: Path
+    tp_size: int
+    server: TritonServer
+    client: Client
+
+
+@pytest.fixture(scope="session")
+def start_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Service]]:
+    """Family -> its service. All are stopped when the session ends."""
+    services: dict[str, Service] = {}
+    with ExitStack() as running:
+
+        def start(family: str) -> Service:
+            if family not in services:
+                tp_size = TP_SIZES[family]
+                root = tmp_path_factory.mktemp(f"service_{family}")
+                config = tiny_service_config(family)
+                checkpoint = write_random_checkpoint(root / f"tiny-{family}", config)
+                artifacts_dir = root / "artifacts"
+                build_engines(
+                    str(checkpoint), tp_size=tp_size, artifacts_dir=artifacts_dir, progress=False
+                )
+                server = running.enter_context(new_server(checkpoint, artifacts_dir, tp_size))
+                server.wait_ready(READY_TIMEOUT_S)
+                client = running.enter_context(Client(server.grpc_url, timeout_s=120))
+                services[family] = Service(checkpoint, artifacts_dir, tp_size, server, client)
+            return services[family]
+
+        yield start
+
+
+@pytest.fixture
+def service(family: str, start_service: Callable[[str], Service]) -> Service:
+    return start_service(family)
+
+
+@pytest.fixture
+def qwen2(start_service: Callable[[str], Service]) -> Service:
+    """For tests of what does not depend on the family."""
+    return start_service("qwen2")
+
+
+@pytest.fixture(scope="session")
+def load_oracle() -> Callable[[Path], Oracle]:
+    """Checkpoint -> its oracle, loaded once. Skips the test when torch is not installed."""
+    pytest.importorskip("torch", reason="torch is not installed: see `make test-env`")
+    from tests.oracle import Oracle
+
+    loaded: dict[Path, Oracle] = {}
+
+    def load(checkpoint: Path) -> Oracle:
+        if checkpoint not in loaded:
+            loaded[checkpoint] = Oracle(checkpoint)
+        return loaded[checkpoint]
+
+    return load
+
+
+def new_server(checkpoint: Path, artifacts_dir: Path, tp_size: int = 1) -> TritonServer:
+    """A server on free ports, not yet started."""
+    return make_server(
+        str(checkpoint),
+        tp_size=tp_size,
+        artifacts_dir=artifacts_dir,
+        http_port=find_free_port(),
+        grpc_port=find_free_port(),
+        metrics_port=find_free_port(),
+    )

@@ -15,13 +15,18 @@ PROMPT ?=
 HTTP_PORT ?=
 GRPC_PORT ?=
 METRICS_PORT ?=
+GPU ?= A100-80G
+BATCH ?=
+MAX_TILES ?=
+IMAGES ?=
+MAX_SEQ_LEN ?=
 # The comparisons with transformers need torch. The registry's build brings several GB of CUDA
 # packages, so it is left out, and they are skipped: point pip at CPU wheels with
 # PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS, or set ALLOW_CUDA_TORCH=1.
 ALLOW_CUDA_TORCH ?=
 
 # Recipes read these from the environment, exactly as given: spaces, quotes and dollars survive.
-TEXTS := MODEL TP PROFILE PRECISION IMAGE PROMPT HTTP_PORT GRPC_PORT METRICS_PORT
+TEXTS := MODEL TP PROFILE PRECISION IMAGE PROMPT HTTP_PORT GRPC_PORT METRICS_PORT GPU BATCH MAX_TILES IMAGES MAX_SEQ_LEN
 $(foreach text,$(TEXTS),$(eval override $(text) := $$(value $(text))))
 export $(TEXTS)
 
@@ -46,6 +51,10 @@ demo: $(RUNTIME) ## Answer a question about a picture through a real Triton serv
 .PHONY: engines
 engines: $(RUNTIME) ## Convert MODEL (a name or a directory) for TP GPUs [PROFILE=cpu|gpu] [PRECISION=]
 	@$(RUN) -m build.engines --model="$$MODEL" --tp-size="$$TP" $(if $(PROFILE),--profile="$$PROFILE") $(if $(PRECISION),--precision="$$PRECISION")
+
+.PHONY: plan
+plan: $(RUNTIME) ## Does MODEL fit? Memory, flags and estimates: GPU=A100-80G TP=2 [BATCH= MAX_TILES= IMAGES= MAX_SEQ_LEN= PRECISION=]
+	@$(RUN) -m build.plan --model="$$MODEL" --gpu="$$GPU" --tp-size="$$TP" $(if $(BATCH),--batch-size="$$BATCH") $(if $(MAX_TILES),--max-tiles="$$MAX_TILES") $(if $(IMAGES),--images="$$IMAGES") $(if $(MAX_SEQ_LEN),--max-seq-len="$$MAX_SEQ_LEN") $(if $(PRECISION),--precision="$$PRECISION")
 
 .PHONY: serve
 serve: $(RUNTIME) ## Serve MODEL until Ctrl-C [TP=] [PROFILE=] [PRECISION=] [HTTP_PORT= GRPC_PORT= METRICS_PORT=]

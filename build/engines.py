@@ -17,6 +17,7 @@ from build.fingerprint import file_hashes, key_of, source_digest
 from build.gpu_steps import gpu_steps
 from build.machine import Machine, check_buildable, installed_version, this_machine
 from build.model_source import DEMO, artifact_name, resolve_checkpoint
+from build.planner.fits import check_fits
 from build.profile import PROFILES, choose_profile
 from build.repository import SOURCE, assemble_repository
 from build.step import Step
@@ -92,6 +93,10 @@ def build_engines(
             f"precision {precision!r} is not available in the {chosen} profile; "
             f"use one of {', '.join(available)}"
         )
+    if machine is not None and only is None:
+        checked = Limits.for_model(spec, **(limits or {}))
+        gpu = machine.gpus[0].name
+        print(check_fits(spec, limits=checked, gpu=gpu, tp_size=tp_size, precision=precision))
     artifacts = Artifacts(artifacts_dir / name)
     artifacts.root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(artifacts.root / ".lock", timeout=0)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from internvl_triton import grpc_transport
 from internvl_triton import tensor_contract as contract
 from internvl_triton.client import AsyncClient
 from internvl_triton.errors import RequestTimedOut
@@ -110,6 +111,13 @@ def foreign_streams(service: Service) -> Iterator[None]:
             client.close()
 
 
+@pytest.fixture
+def no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our client's stop request alone has to do it: no stream is cancelled later."""
+    monkeypatch.setattr(grpc_transport, "LINGER_S", 2 * PATIENCE_S)
+
+
+@pytest.mark.usefixtures("no_fallback")
 @pytest.mark.parametrize("full_batch", [closed_iterators, cancelled_tasks, foreign_streams])
 def test_a_caller_that_goes_away_frees_its_place(
     qwen2: Service, full_batch: Callable[[Service], Any]
@@ -119,6 +127,7 @@ def test_a_caller_that_goes_away_frees_its_place(
     assert all_places_are_free(qwen2)
 
 
+@pytest.mark.usefixtures("no_fallback")
 def test_a_deadline_frees_the_place(qwen2: Service) -> None:
     async def run() -> list[Any]:
         async with AsyncClient(qwen2.server.grpc_url, timeout_s=2) as client:

@@ -21,6 +21,7 @@ from build.planner.fits import check_fits
 from build.profile import PROFILES, choose_profile
 from build.repository import SOURCE, assemble_repository
 from build.step import Step
+from export import check_precision, stored_precision
 from internvl_triton.artifacts import Artifacts, LLMBuild, Manifest, Profile
 from internvl_triton.errors import ArtifactMismatch, BuildFailed, InternVLTritonError
 from internvl_triton.limits import Limits
@@ -86,12 +87,11 @@ def build_engines(
     spec = ModelSpec.from_checkpoint(checkpoint)
     spec.llm.check_tp_size(tp_size)
     precision = precision or default_precision(spec)
-    # TensorRT-LLM's attention kernels know no float32.
-    available = [name for name in PRECISIONS.values() if chosen == "cpu" or name != "fp32"]
-    if precision not in available:
+    check_precision(spec, precision, tp_size)
+    if chosen == "gpu" and stored_precision(precision, spec.dtype) == "fp32":
         raise BuildFailed(
-            f"precision {precision!r} is not available in the {chosen} profile; "
-            f"use one of {', '.join(available)}"
+            "TensorRT-LLM's attention kernels know no fp32, so the gpu profile cannot use "
+            f"precision {precision!r} of this checkpoint; use PRECISION=bf16 or fp16"
         )
     if machine is not None and only is None:
         checked = Limits.for_model(spec, **(limits or {}))

@@ -1,11 +1,15 @@
-"""Checkpoint -> portable artefacts: `export_llm`, `export_vision`."""
+"""Checkpoint -> portable artefacts: `export_llm`, `export_vision`, `export_hf_llm`."""
 
 from importlib import import_module
 from typing import Any
 
 _MODULE_OF = {
+    "PRECISIONS": "export.precision",
+    "check_precision": "export.precision",
+    "export_hf_llm": "export.hf_llm",
     "export_llm": "export.llm_checkpoint",
     "export_vision": "export.vision_onnx",
+    "stored_precision": "export.precision",
 }
 __all__ = list(_MODULE_OF)
 

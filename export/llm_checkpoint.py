@@ -3,7 +3,7 @@
     python -m export.llm_checkpoint --checkpoint DIR --output DIR --tp-size N
 
 Writes config.json and rank{r}.safetensors. One source tensor is in memory at a time; every rank
-file is open and gets its part of it.
+file is open and gets its part of it. `export/precision.py` says what is stored for which precision.
 """
 
 from __future__ import annotations
@@ -11,18 +11,24 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from export.output_directory import output_directory
+from export.output_directory import check_disk, output_directory
+from export.precision import (
+    DTYPES,
+    PRECISIONS,
+    QUANT_ALGOS,
+    check_precision,
+    stored_precision,
+)
 from export.tensor_parallel import (
     split_columns,
     split_heads,
@@ -34,19 +40,13 @@ from export.trtllm_config import trtllm_config
 from internvl_triton.checkpoint import Checkpoint
 from internvl_triton.checkpoint_layout import llm_shapes
 from internvl_triton.cpu_llm.rank_layout import kv_heads_per_rank, rank_shapes
-from internvl_triton.errors import BuildFailed, InternVLTritonError, InvalidCheckpoint
+from internvl_triton.errors import InternVLTritonError, InvalidCheckpoint
 from internvl_triton.model_spec import LLMSpec, ModelSpec
-from internvl_triton.safetensors_file import ITEM_SIZE, SafetensorsWriter
+from internvl_triton.safetensors_file import SafetensorsWriter, num_bytes
 
 __all__ = ["export_llm"]
 
-Precision = Literal["bf16", "fp16", "fp32"]
-
-PRECISIONS: dict[Precision, tuple[str, str]] = {  # -> dtype in config.json, in safetensors
-    "bf16": ("bfloat16", "BF16"),
-    "fp16": ("float16", "F16"),
-    "fp32": ("float32", "F32"),
-}
+_STORED_DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}  # safetensors' names
 _NUMPY_DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype("f2"),
@@ -82,26 +82,31 @@ def export_llm(
     output_dir: Path,
     *,
     tp_size: int,
-    precision: Precision | None = None,
+    precision: str | None = None,
     progress: bool = True,
 ) -> Path:
     """Write `output_dir`/config.json and rank0.safetensors ... and return `output_dir`.
 
-    precision: None keeps the checkpoint's own torch_dtype. The directory appears whole or not at
-    all; an older conversion under that name is replaced.
+    precision: None keeps the checkpoint's own torch_dtype; "int8" and "int4" (weight-only) store
+    the same tensors and name the quantisation in config.json, for whoever loads them. The directory
+    appears whole or not at all; an older conversion under that name is replaced.
 
     Raises InvalidTensorParallel, IncompleteCheckpoint, InvalidCheckpoint, UnsupportedCheckpoint, or
-    BuildFailed when the disk is too small or `output_dir` holds other files.
+    BuildFailed when this model cannot have that precision, the disk is too small or `output_dir`
+    holds other files.
     """
     spec = ModelSpec.from_checkpoint(checkpoint_dir)
     spec.llm.check_tp_size(tp_size)
+    if precision is not None:
+        check_precision(spec, precision, tp_size)
+    stored = stored_precision(precision, spec.dtype)
     checkpoint = Checkpoint(checkpoint_dir)
     sources = llm_shapes(spec.llm)
     checkpoint.check(sources)
-    dtype, stored_dtype = _dtypes(precision, spec.dtype)
+    stored_dtype = _STORED_DTYPES[stored]
     layout = {name: (stored_dtype, shape) for name, shape in rank_shapes(spec.llm, tp_size).items()}
     output_dir = Path(output_dir)
-    _check_disk(output_dir, tp_size * _num_bytes(layout))
+    check_disk(output_dir, tp_size * num_bytes(layout))
 
     from tqdm import tqdm
 
@@ -128,7 +133,12 @@ def export_llm(
                     for writer, part in zip(ranks, parts, strict=True):
                         _write(writer, target, first_row, part, stored_dtype, source)
                 bar.update(math.prod(shape))
-        config = trtllm_config(spec.llm, tp_size=tp_size, dtype=dtype)
+        config = trtllm_config(
+            spec.llm,
+            tp_size=tp_size,
+            dtype=DTYPES[stored],
+            quant_algo=QUANT_ALGOS.get(precision or stored),
+        )
         (unfinished / "config.json").write_text(
             json.dumps(config, indent=2) + "\n", encoding="utf-8"
         )
@@ -214,27 +224,6 @@ def _write(
         writer.write(target, block, first_row=first_row + start)
 
 
-def _dtypes(precision: Precision | None, torch_dtype: str) -> tuple[str, str]:
-    if precision is None:
-        return next(pair for pair in PRECISIONS.values() if pair[0] == torch_dtype)
-    if precision not in PRECISIONS:
-        raise BuildFailed(f"precision is {precision!r}; use one of {', '.join(PRECISIONS)}")
-    return PRECISIONS[precision]
-
-
-def _num_bytes(layout: dict[str, tuple[str, tuple[int, ...]]]) -> int:
-    return sum(math.prod(shape) * ITEM_SIZE[dtype] for dtype, shape in layout.values())
-
-
-def _check_disk(output_dir: Path, needed: int) -> None:
-    existing = next(parent for parent in output_dir.absolute().parents if parent.is_dir())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise BuildFailed(
-            f"{output_dir} needs {needed / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB free"
-        )
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m export.llm_checkpoint",
@@ -250,7 +239,8 @@ def main(argv: list[str] | None = None) -> int:
         "--tp-size", type=int, default=1, help="GPUs that share the model (default: 1)"
     )
     parser.add_argument(
-        "--precision", choices=sorted(PRECISIONS), help="default: the checkpoint's torch_dtype"
+        "--precision",
+        help=f"one of {', '.join(PRECISIONS)} (default: the checkpoint's torch_dtype)",
     )
     args = parser.parse_args(argv)
     try:

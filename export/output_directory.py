@@ -11,7 +11,17 @@ from pathlib import Path
 
 from internvl_triton.errors import BuildFailed
 
-__all__ = ["output_directory"]
+__all__ = ["check_disk", "output_directory"]
+
+
+def check_disk(path: Path, needed_bytes: int) -> None:
+    """Raise BuildFailed unless the disk of `path`, which need not exist, has room for it."""
+    existing = next(parent for parent in path.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise BuildFailed(
+            f"{path} needs {needed_bytes / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB free"
+        )
 
 
 @contextmanager

@@ -13,8 +13,15 @@ from internvl_triton.model_spec import LLMSpec
 __all__ = ["trtllm_config"]
 
 
-def trtllm_config(spec: LLMSpec, *, tp_size: int, dtype: str) -> dict[str, Any]:
+def trtllm_config(
+    spec: LLMSpec, *, tp_size: int, dtype: str, quant_algo: str | None = None
+) -> dict[str, Any]:
     """The whole config.json. `dtype`: "bfloat16", "float16" or "float32".
+
+    quant_algo: None, or "W8A16" / "W4A16" for weights that are quantised at load. Those have no
+    groups: `group_size` is the class's default and unused. `exclude_modules` null means 0.21's own
+    list, which leaves out embedding and lm_head (`quantize_layers` in
+    `tensorrt_llm/quantization/quantize.py`); a list of ours would replace it.
 
     `vocab_size` is the unpadded one: token ids from there on select rows of the prompt table.
     `rotary_scaling` is null for both families: InternLM2's dynamic NTK is the identity up to
@@ -57,7 +64,7 @@ def trtllm_config(spec: LLMSpec, *, tp_size: int, dtype: str) -> dict[str, Any]:
             "gpus_per_node": 8,
         },
         "quantization": {
-            "quant_algo": None,
+            "quant_algo": quant_algo,
             "kv_cache_quant_algo": None,
             "group_size": 128,
             "smoothquant_val": 0.5,

@@ -1,4 +1,7 @@
-"""Read a TensorRT-LLM checkpoint, config.json and rank{r}.safetensors, into fp32 arrays."""
+"""Read a TensorRT-LLM checkpoint, config.json and rank{r}.safetensors, into memory.
+
+Weights become float32, or with `quant_algo` W8A16 / W4A16 integers and scales.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from internvl_triton.cpu_llm.rank_layout import is_replicated, rank_shapes
+from internvl_triton.cpu_llm.weight_only import (
+    BITS,
+    QuantizedWeight,
+    Weight,
+    is_quantized,
+    quantize,
+)
 from internvl_triton.errors import ArtifactMismatch, InvalidTensorParallel
 from internvl_triton.model_spec import LLMFamily, LLMSpec
 
@@ -32,21 +42,26 @@ _SUPPORTED: dict[str, Any] = {
     "qk_layernorm": False,
     "mlp_bias": False,
 }
+_SUPPORTED_QUANTIZATION: dict[str, Any] = {
+    "kv_cache_quant_algo": None,
+    "exclude_modules": None,
+}
+_FLOATS = ("bfloat16", "float16", "float32")
 _REPAIR = "convert the checkpoint again (python -m export.llm_checkpoint)"
 
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One rank's part of a layer, float32, (out, in). `fc` is the projection that gets the SiLU."""
+    """One rank's part of a layer; matrices are (out, in). `fc` is the one that gets the SiLU."""
 
     input_layernorm: Array
-    qkv: Array  # rows [q; k; v] of this rank's heads
+    qkv: Weight  # rows [q; k; v] of this rank's heads
     qkv_bias: Array | None
-    dense: Array
+    dense: Weight
     post_layernorm: Array
-    fc: Array
-    gate: Array
-    proj: Array
+    fc: Weight
+    gate: Weight
+    proj: Weight
 
 
 @dataclass(frozen=True)
@@ -58,24 +73,28 @@ class RankWeights:
 
 
 def load_ranks(checkpoint_dir: Path) -> tuple[LLMSpec, list[RankWeights]]:
-    """The model and the weights of each rank, upcast to float32.
+    """The model and the weights of each rank, upcast to float32 or quantised.
 
-    Tensors that all ranks hold (embedding, norms) are compared, then kept once.
+    Quantisation sees one rank at a time, as NVIDIA's does: where the inputs of a matrix are divided
+    (`dense`, `proj`), every rank has scales of its own, and answers differ a little between TP
+    sizes. Tensors that all ranks hold (embedding, norms) are compared, then kept once.
+
     Raises ArtifactMismatch for a missing or unreadable file, a missing tensor, a wrong shape, or
     a config that this engine cannot execute.
     """
     checkpoint_dir = Path(checkpoint_dir)
-    spec, tp_size = _read_config(checkpoint_dir)
+    spec, tp_size, bits = _read_config(checkpoint_dir)
     shapes = rank_shapes(spec, tp_size)
     shared: dict[str, NDArray[Any]] = {}
     ranks = []
     for rank in range(tp_size):
-        tensors = _read_rank(checkpoint_dir / f"rank{rank}.safetensors", shapes, shared)
+        tensors = _read_rank(checkpoint_dir / f"rank{rank}.safetensors", shapes, shared, bits)
         ranks.append(_rank_weights(spec, tensors))
     return spec, ranks
 
 
-def _read_config(directory: Path) -> tuple[LLMSpec, int]:
+def _read_config(directory: Path) -> tuple[LLMSpec, int, int | None]:
+    """The model, tp_size, and the bits of a quantised weight or None."""
     path = directory / "config.json"
     if not path.is_file():
         raise ArtifactMismatch(f"{directory} has no config.json: not a TensorRT-LLM checkpoint")
@@ -96,7 +115,8 @@ def _read_config(directory: Path) -> tuple[LLMSpec, int]:
     try:
         mapping = config["mapping"]
         tp_size = int(mapping["tp_size"])
-        quant_algo = config["quantization"]["quant_algo"]
+        quantization = config["quantization"]
+        quant_algo = quantization["quant_algo"]
         spec = LLMSpec(
             family=_FAMILIES[config["architecture"]],
             hidden_size=int(config["hidden_size"]),
@@ -120,21 +140,34 @@ def _read_config(directory: Path) -> tuple[LLMSpec, int]:
             f"{path} has world_size {mapping['world_size']} and tp_size {tp_size}; "
             "the CPU engine executes tensor parallelism only"
         )
-    if quant_algo is not None:
-        raise ArtifactMismatch(f"{path} has quant_algo {quant_algo!r}; the CPU engine has none")
-    return spec, tp_size
+    if quant_algo is not None and quant_algo not in BITS:
+        raise ArtifactMismatch(
+            f"{path} has quant_algo {quant_algo!r}; the CPU engine executes null, {', '.join(BITS)}"
+        )
+    for key, value in _SUPPORTED_QUANTIZATION.items():
+        if quantization.get(key, value) != value:
+            raise ArtifactMismatch(
+                f"{path} has quantization.{key}={quantization[key]!r}; "
+                f"the CPU engine executes {value!r} only"
+            )
+    return spec, tp_size, None if quant_algo is None else BITS[quant_algo]
 
 
 def _read_rank(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], shared: dict[str, NDArray[Any]]
-) -> dict[str, NDArray[Any]]:
-    """All tensors of one file; replicated ones come from `shared`, which rank 0 fills."""
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    shared: dict[str, NDArray[Any]],
+    bits: int | None,
+) -> dict[str, Any]:
+    """All tensors of one file: float32 arrays, `QuantizedWeight`s if `bits` is given, and the
+    embedding as it is stored. Replicated ones come from `shared`, which rank 0 fills.
+    """
     import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise ArtifactMismatch(f"{path} is missing; {_REPAIR}")
-    tensors: dict[str, NDArray[Any]] = {}
+    tensors: dict[str, NDArray[Any] | QuantizedWeight] = {}
     try:
         with safe_open(path, framework="np") as opened:
             missing = shapes.keys() - set(opened.keys())
@@ -145,6 +178,12 @@ def _read_rank(
                 )
             for name, shape in shapes.items():
                 tensor = opened.get_tensor(name)
+                if tensor.dtype.name not in _FLOATS:
+                    raise ArtifactMismatch(
+                        f"{path}: {name} is {tensor.dtype.name}, quantised for one kind of GPU; "
+                        f"the CPU engine reads {', '.join(_FLOATS)} and quantises them itself; "
+                        f"{_REPAIR}"
+                    )
                 if tensor.shape != shape:
                     raise ArtifactMismatch(
                         f"{path}: {name} has shape {tensor.shape}, config.json implies {shape}; "
@@ -158,15 +197,18 @@ def _read_rank(
                             f"same; {_REPAIR}"
                         )
                     tensor = first
-                tensors[name] = tensor
-                if not name.endswith("vocab_embedding.weight"):
+                if name.endswith("vocab_embedding.weight"):
+                    tensors[name] = tensor
+                elif bits is not None and is_quantized(name):
+                    tensors[name] = quantize(tensor, bits)
+                else:
                     tensors[name] = tensor.astype(np.float32)
     except SafetensorError as error:
         raise ArtifactMismatch(f"{path} is not a complete safetensors file ({error})") from error
     return tensors
 
 
-def _rank_weights(spec: LLMSpec, tensors: Mapping[str, NDArray[Any]]) -> RankWeights:
+def _rank_weights(spec: LLMSpec, tensors: Mapping[str, Any]) -> RankWeights:
     layers = []
     for layer in range(spec.num_layers):
         prefix = f"transformer.layers.{layer}."
@@ -174,7 +216,7 @@ def _rank_weights(spec: LLMSpec, tensors: Mapping[str, NDArray[Any]]) -> RankWei
             LayerWeights(
                 input_layernorm=tensors[prefix + "input_layernorm.weight"],
                 qkv=tensors[prefix + "attention.qkv.weight"],
-                qkv_bias=cast("Array | None", tensors.get(prefix + "attention.qkv.bias")),
+                qkv_bias=tensors.get(prefix + "attention.qkv.bias"),
                 dense=tensors[prefix + "attention.dense.weight"],
                 post_layernorm=tensors[prefix + "post_layernorm.weight"],
                 fc=tensors[prefix + "mlp.fc.weight"],

@@ -1,6 +1,7 @@
 """The decoder of both families, executed as its tensor-parallel ranks would, in float32.
 
 Each rank multiplies by its own weight shards and keeps the keys and values of its own kv heads.
+Quantised weights stay quantised in memory; activations are float32.
 The ranks meet where NVIDIA's do: partial sums of `attention.dense` and `mlp.proj` are added (an
 all-reduce), vocabulary shards of the logits are concatenated (an all-gather).
 """
@@ -19,6 +20,7 @@ from internvl_triton.cpu_llm.attention import RotaryEmbedding, causal_attention
 from internvl_triton.cpu_llm.kv_cache import KvCache
 from internvl_triton.cpu_llm.rank_layout import kv_heads_per_rank
 from internvl_triton.cpu_llm.rank_weights import LayerWeights, RankWeights, load_ranks
+from internvl_triton.cpu_llm.weight_only import linear
 from internvl_triton.errors import EngineError
 from internvl_triton.model_spec import LLMSpec
 
@@ -135,7 +137,7 @@ class Transformer:
         caches: Sequence[KvCache],
     ) -> Array:
         """One rank's partial sum of `attention.dense`: (rows, hidden)."""
-        qkv = normed @ layer.qkv.T
+        qkv = linear(normed, layer.qkv)
         if layer.qkv_bias is not None:
             qkv += layer.qkv_bias
         heads = qkv.reshape(len(qkv), -1, self.spec.head_dim)
@@ -148,16 +150,16 @@ class Transformer:
                 for rows, cache in zip(slices, caches, strict=True)
             ]
         )
-        return attended @ layer.dense.T
+        return linear(attended, layer.dense)
 
 
 def _mlp(layer: LayerWeights, normed: Array) -> Array:
     """One rank's partial sum of `mlp.proj`: silu(x fc^T) * (x gate^T), then proj. (rows, hidden)"""
-    gated = normed @ layer.fc.T
+    gated = linear(normed, layer.fc)
     with np.errstate(over="ignore"):  # exp(-x) = inf for very negative x is the right 0
         gated /= 1 + np.exp(-gated)
-    gated *= normed @ layer.gate.T
-    return gated @ layer.proj.T
+    gated *= linear(normed, layer.gate)
+    return linear(gated, layer.proj)
 
 
 def _rms_norm(x: Array, weight: Array, eps: float) -> Array:

@@ -40,6 +40,7 @@ LAYERS = {
         "libpython",
         "llm_tensors",
         "postprocessing",
+        "stub_watchdog",
         "preprocessing",
         "random_checkpoint",
         "tensorrt_vision_engine",

@@ -5,12 +5,14 @@ import triton_python_backend_utils as pb_utils
 from internvl_triton import tensor_contract as contract
 from internvl_triton.artifacts import Artifacts
 from internvl_triton.postprocessing import Postprocessor
+from internvl_triton.stub_watchdog import exit_with_server
 from internvl_triton.tokenizer import load_tokenizer
 from internvl_triton.triton_adapter import StopOnCancel, answer_each, arrays
 
 
 class TritonPythonModel:
     def initialize(self, args):
+        exit_with_server()
         tokenizer = load_tokenizer(Artifacts.of_model(args).tokenizer_dir)
         self.postprocess = Postprocessor(tokenizer.token_bytes)
         self.stop_on_cancel = StopOnCancel(pb_utils)

@@ -5,12 +5,14 @@ import triton_python_backend_utils as pb_utils
 from internvl_triton import tensor_contract as contract
 from internvl_triton.artifacts import Artifacts
 from internvl_triton.preprocessing import Preprocessor, Request
+from internvl_triton.stub_watchdog import exit_with_server
 from internvl_triton.tokenizer import load_tokenizer
 from internvl_triton.triton_adapter import answer_each, blobs, flag, text
 
 
 class TritonPythonModel:
     def initialize(self, args):
+        exit_with_server()
         artifacts = Artifacts.of_model(args)
         self.preprocess = Preprocessor(
             artifacts.spec(), artifacts.limits(), load_tokenizer(artifacts.tokenizer_dir)

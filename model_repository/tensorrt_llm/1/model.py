@@ -9,6 +9,7 @@ from internvl_triton import tensor_contract as contract
 from internvl_triton.artifacts import Artifacts
 from internvl_triton.cpu_llm import CpuLlmEngine
 from internvl_triton.llm_tensors import chunk_tensors, generation_request
+from internvl_triton.stub_watchdog import exit_with_server
 from internvl_triton.triton_adapter import arrays, flag, log_exception, response
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -16,6 +17,7 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 class TritonPythonModel:
     def initialize(self, args):
+        exit_with_server()
         config = json.loads(args["model_config"])
         parameters = {key: item["string_value"] for key, item in config["parameters"].items()}
         root: Path = Artifacts.of_model(args).root

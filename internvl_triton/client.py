@@ -325,19 +325,27 @@ async def _until(
     responses: AsyncIterator[Tensors], deadline: float, timeout_s: float
 ) -> AsyncGenerator[Tensors, None]:
     """Each response, or RequestTimedOut once `deadline` (time.perf_counter()) has passed."""
+    pending: asyncio.Future[Tensors] | None = None
     try:
         while True:
-            try:
-                left = max(0.0, deadline - time.perf_counter())
-                yield await asyncio.wait_for(_next(responses), left)
-            except StopAsyncIteration:
-                return
-            except (asyncio.TimeoutError, TimeoutError):
+            pending = asyncio.ensure_future(_next(responses))
+            # Not wait_for: before Python 3.12 it loses a cancel that comes with a response.
+            left = max(0.0, deadline - time.perf_counter())
+            done, _ = await asyncio.wait([pending], timeout=left)
+            if not done:
                 raise RequestTimedOut(
                     f"no complete answer within {timeout_s:g} s; raise timeout_s, or lower "
                     "max_tokens"
-                ) from None
+                )
+            try:
+                response = pending.result()
+            except StopAsyncIteration:
+                return
+            yield response
     finally:
+        if pending is not None:
+            pending.cancel()
+            await asyncio.gather(pending, return_exceptions=True)
         await _close(responses)
 
 

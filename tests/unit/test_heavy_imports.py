@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PROGRAM_FOLDERS = ("benchmarks", "build", "clients", "export")
+PROGRAM_FOLDERS = ("benchmarks", "build", "clients", "demo", "export")
 
 WITHOUT_HEAVY_LIBRARIES = """
 import importlib, runpy, sys

@@ -60,7 +60,16 @@ FOREIGN = {
     "core": {"numpy", "PIL"},
     "tensor contract": {"numpy"},
 }
-LEAVES = {"benchmarks", "build", "clients", "deploy", "export", "gateway", "model_repository"}
+LEAVES = {
+    "benchmarks",
+    "build",
+    "clients",
+    "demo",
+    "deploy",
+    "export",
+    "gateway",
+    "model_repository",
+}
 
 
 def layer_of(module: str) -> str | None:

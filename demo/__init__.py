@@ -1,0 +1,1 @@
+"""The demo model: its pictures, its questions, the script that trains it, and its export."""

@@ -1,0 +1,84 @@
+"""Rows of about the same length as one batch of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from demo.encoding import BOS, IGNORE, Encoded
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Batch", "collate", "split_by_length"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """tiles: uint8 (num_tiles, size, size, 3). Dense labels: see `TileLabels`.
+
+    ids, positions, labels: int64 (rows, length); in ids, vocab_size + k is the k-th visual token
+    of the whole batch. mask: bool (rows, 1, length, length).
+    """
+
+    tiles: Tensor
+    color: Tensor
+    kind: Tensor
+    digit: Tensor
+    ids: Tensor
+    positions: Tensor
+    labels: Tensor
+    mask: Tensor
+
+
+def collate(rows: Sequence[Encoded], *, vocab_size: int) -> Batch:
+    """Rows padded at their end to the longest."""
+    import torch
+
+    length = max(len(row.ids) for row in rows)
+
+    def padded(name: str, fill: int) -> Tensor:
+        out = np.full((len(rows), length), fill, np.int64)
+        for index, row in enumerate(rows):
+            values = getattr(row, name)
+            out[index, : len(values)] = values
+        return torch.from_numpy(out)
+
+    def joined(name: str) -> Tensor:
+        return torch.from_numpy(np.concatenate([getattr(row.tile_labels, name) for row in rows]))
+
+    ids, segments = padded("ids", BOS), padded("segments", -1)
+    tokens = [row.tile_labels.color.size for row in rows]  # one label for every visual token
+    first = torch.tensor([0, *np.cumsum(tokens)[:-1]])[:, None]
+    ids = torch.where(ids >= vocab_size, ids + first, ids)
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    looking, seen = segments[:, :, None], segments[:, None, :]
+    return Batch(
+        tiles=torch.from_numpy(np.concatenate([row.tiles for row in rows])),
+        color=joined("color"),
+        kind=joined("kind"),
+        digit=joined("digit"),
+        ids=ids,
+        positions=padded("positions", 0),
+        labels=padded("labels", IGNORE),
+        mask=(causal & ((seen == 0) | (seen == looking)))[:, None],
+    )
+
+
+def split_by_length(
+    rows: Sequence[Encoded], *, max_tiles: int, max_waste: float = 1.3
+) -> list[list[Encoded]]:
+    """Groups of at most max_tiles tiles whose longest row is at most max_waste times any other."""
+    groups: list[list[Encoded]] = []
+    tiles = 0
+    for row in sorted(rows, key=lambda row: len(row.ids)):
+        fits = groups and tiles + len(row.tiles) <= max_tiles
+        if not fits or len(row.ids) > max_waste * len(groups[-1][0].ids):
+            groups.append([])
+            tiles = 0
+        groups[-1].append(row)
+        tiles += len(row.tiles)
+    return groups

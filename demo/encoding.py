@@ -1,0 +1,252 @@
+"""An example as what the model sees: tiles and token ids, and what it should say.
+
+Tiles come from the project's `tile_image`, ids from its `build_prompt`: training and serving see
+the same input. All branches of an example share one prefix (system message and pictures) and one
+row of tokens; `segments` keep them from seeing each other.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from demo.dialogue import Branch, Example
+from demo.drawing import LabelMaps, draw_labels, draw_scene, through_jpeg
+from demo.scene import COLORS, KINDS, Scene
+from internvl_triton.model_spec import ModelSpec
+from internvl_triton.prompt import (
+    Conversation,
+    ImageRef,
+    Part,
+    Turn,
+    VideoRef,
+    Visual,
+    build_prompt,
+)
+from internvl_triton.tiling import choose_grid, tile_image
+from internvl_triton.tokenizer import Tokenizer
+
+__all__ = ["BOS", "IGNORE", "Answer", "Encoded", "TileLabels", "conversation_of", "encode_example"]
+
+IGNORE = -100
+BOS = -1  # stands for InternLM2's <s>, which the Qwen2 vocabulary does not have
+
+
+@dataclass(frozen=True)
+class TileLabels:
+    """What every visual token shows; 0 = background, IGNORE = not asked.
+
+    color, kind: int64 (num_tiles, tokens). digit: int64 (num_tiles, tokens, 4), for the token's
+    four patches.
+    """
+
+    color: NDArray[np.int64]
+    kind: NDArray[np.int64]
+    digit: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """labels[begin:end] of one row are this answer and its end token."""
+
+    kind: str
+    question: str
+    text: str
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One row. int64 (n,) each; ids >= vocab_size are visual tokens, counted from 0.
+
+    labels: the token that should follow, IGNORE outside answers.
+    segments: 0 for the shared prefix, b + 1 for branch b.
+    """
+
+    tiles: NDArray[np.uint8]
+    tile_labels: TileLabels
+    ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    segments: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    answers: tuple[Answer, ...]
+
+
+def encode_example(
+    example: Example,
+    *,
+    tokenizer: Tokenizer,
+    spec: ModelSpec,
+    bos: bool,
+    rng: random.Random | None = None,
+) -> Encoded:
+    """`bos`: put BOS in front, as the InternLM2 layout does. `rng`: now and then go via JPEG."""
+    max_tiles = 1 if example.media == "video" else spec.max_tiles
+    tiles, labels = [], []
+    for scene in example.scenes:
+        image = draw_scene(scene)
+        if rng and rng.random() < 0.3:
+            image = through_jpeg(image, rng.randint(80, 97))
+        tiles.append(
+            tile_image(
+                image,
+                max_tiles=max_tiles,
+                tile_size=spec.tile_size,
+                use_thumbnail=spec.use_thumbnail,
+            )
+        )
+        labels.append(_tile_labels(scene, len(tiles[-1]), max_tiles, spec))
+    counts = [len(group) for group in tiles]
+    rows = [_branch_ids(branch, example, counts, tokenizer, spec) for branch in example.branches]
+    size = spec.tile_size
+    none = np.empty((0, size, size, 3), np.uint8)
+    return Encoded(
+        np.concatenate([none, *tiles]), _concatenated(labels, spec), *_one_row(rows, bos)
+    )
+
+
+def conversation_of(example: Example, branch: Branch) -> Conversation:
+    """The branch as a request's conversation, ending before the last answer."""
+    turns = []
+    for number, exchange in enumerate(branch):
+        media = _media(example) if number == 0 else ()
+        turns += [
+            Turn("user", (*media, exchange.question)),
+            Turn("assistant", (exchange.answer,)),
+        ]
+    return Conversation(tuple(turns[:-1]))
+
+
+def _media(example: Example) -> tuple[Part, ...]:
+    """Pictures in front of the question, named as the service names them."""
+    if not example.scenes:
+        return ()
+    if example.media == "video":
+        return (VideoRef(0),)
+    if len(example.scenes) == 1:
+        return (ImageRef(0), "\n")
+    parts: list[Part] = []
+    for index in range(len(example.scenes)):
+        parts += [f"Image-{index + 1}: ", ImageRef(index), "\n"]
+    return tuple(parts)
+
+
+_Row = tuple[list[int], list[tuple[int, int]], Branch]
+
+
+def _branch_ids(
+    branch: Branch, example: Example, counts: list[int], tokenizer: Tokenizer, spec: ModelSpec
+) -> _Row:
+    """Ids of the whole branch, and the [begin, end) of its answers (with their end tokens)."""
+    visuals = [Visual(count, (1, 1)) for count in counts]
+    groups = [visuals] if example.media == "video" else [[visual] for visual in visuals]
+    ids: list[int] = []
+    spans = []
+    for length in range(1, len(branch) + 1):
+        prompt = build_prompt(
+            conversation_of(example, branch[:length]),
+            groups,
+            tokenizer=tokenizer,
+            tokens_per_tile=spec.tokens_per_tile,
+            vocab_size=spec.llm.vocab_size,
+        ).input_ids.tolist()
+        if prompt[: len(ids)] != ids:
+            raise RuntimeError(
+                f"the answer {branch[length - 2].answer!r} has other ids as a part of the prompt "
+                "than as an answer; its words must not join the line break before them"
+            )
+        answer = [*tokenizer.encode(branch[length - 1].answer), tokenizer.end_id]
+        ids = prompt + answer
+        spans.append((len(prompt), len(ids)))
+    return ids, spans, branch
+
+
+def _one_row(
+    rows: list[_Row], bos: bool
+) -> tuple[
+    NDArray[np.int64],
+    NDArray[np.int64],
+    NDArray[np.int64],
+    NDArray[np.int64],
+    tuple[Answer, ...],
+]:
+    """Shared prefix, then every branch, each counting its positions from the prefix's end.
+
+    Without branches the row is empty: only its tiles are looked at.
+    """
+    if not rows:
+        nothing = np.empty(0, np.int64)
+        return nothing, nothing, nothing, nothing, ()
+    shared = min(spans[0][0] - 1 for _, spans, _ in rows)
+    while any(ids[:shared] != rows[0][0][:shared] for ids, _, _ in rows):
+        shared -= 1
+    out: list[int] = [BOS] * bos + rows[0][0][:shared]
+    positions = list(range(len(out)))
+    segments = [0] * len(out)
+    labels = [IGNORE] * len(out)
+    answers = []
+    for number, (ids, spans, branch) in enumerate(rows):
+        offset = len(out) - shared
+        out += ids[shared:]
+        positions += range(bos + shared, bos + len(ids))
+        segments += [number + 1] * (len(ids) - shared)
+        labels += [IGNORE] * (len(ids) - shared)
+        for (begin, end), exchange in zip(spans, branch, strict=True):
+            # The token before predicts the answer's first one.
+            begin, end = begin + offset - 1, end + offset - 1
+            labels[begin:end] = out[begin + 1 : end + 1]
+            answers.append(Answer(exchange.kind, exchange.question, exchange.answer, begin, end))
+    arrays = (np.array(values, np.int64) for values in (out, positions, segments, labels))
+    ids_, positions_, segments_, labels_ = arrays
+    return ids_, positions_, segments_, labels_, tuple(answers)
+
+
+def _tile_labels(scene: Scene, num_tiles: int, max_tiles: int, spec: ModelSpec) -> TileLabels:
+    maps = draw_labels(scene)
+    grid = choose_grid(scene.width, scene.height, max_tiles=max_tiles, tile_size=spec.tile_size)
+    half = spec.tile_size // 2  # half the resolution is enough, and four times faster
+    side = spec.vision.patches_per_side // 2
+
+    def tiled(image: Image.Image) -> NDArray[np.uint8]:
+        big = np.asarray(image.resize((grid.columns * half, grid.rows * half), 0))
+        cut = big.reshape(grid.rows, half, grid.columns, half).swapaxes(1, 2)
+        parts = [cut.reshape(-1, half, half)]
+        if num_tiles > grid.num_tiles:
+            parts.append(np.asarray(image.resize((half, half), 0))[None])
+        return np.concatenate(parts)
+
+    def cells(image: Image.Image, cells_per_side: int, classes: int) -> NDArray[np.int64]:
+        """The class with most pixels; IGNORE where it shows, but too little to be told."""
+        maps_ = tiled(image)
+        pixels = half // cells_per_side
+        cut = maps_.reshape(len(maps_), cells_per_side, pixels, cells_per_side, pixels)
+        counts = np.stack([(cut == k + 1).sum((2, 4)) for k in range(classes)], -1)
+        most = counts.max(-1) / pixels**2
+        return np.where(most > 0.15, counts.argmax(-1) + 1, np.where(most > 0.02, IGNORE, 0))
+
+    def per_token(maps_: LabelMaps) -> TileLabels:
+        digit = cells(maps_.digit, 2 * side, 10)
+        digit = digit.reshape(num_tiles, side, 2, side, 2).swapaxes(2, 3)
+        if scene.small_prints and num_tiles > grid.num_tiles:
+            digit[-1] = IGNORE  # too small in the thumbnail
+        return TileLabels(
+            cells(maps_.color, side, len(COLORS)).reshape(num_tiles, -1),
+            cells(maps_.kind, side, len(KINDS)).reshape(num_tiles, -1),
+            digit.reshape(num_tiles, side * side, 4),
+        )
+
+    return per_token(maps)
+
+
+def _concatenated(labels: list[TileLabels], spec: ModelSpec) -> TileLabels:
+    none = np.empty((0, spec.tokens_per_tile), np.int64)
+    return TileLabels(
+        np.concatenate([none, *(label.color for label in labels)]),
+        np.concatenate([none, *(label.kind for label in labels)]),
+        np.concatenate([none[..., None].repeat(4, -1), *(label.digit for label in labels)]),
+    )

@@ -1,0 +1,122 @@
+"""What the training minimises: the answers' tokens, and what every visual token shows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from demo.batch import Batch, collate
+from demo.encoding import BOS, IGNORE, Encoded
+from demo.model import Weights, hidden_states, visual_features
+from demo.scene import COLORS, KINDS
+from internvl_triton.model_spec import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["DENSE_OUTPUTS", "answer_logits", "answer_loss", "count_exact", "dense_loss", "embed"]
+
+_COLORS, _KINDS, _DIGITS = 1 + len(COLORS), 1 + len(KINDS), 4 * 11
+# colour, kind, a digit for each of the token's four patches, and the token's place (x, y)
+DENSE_OUTPUTS = _COLORS + _KINDS + _DIGITS + 2
+
+
+def embed(weights: Weights, ids: Tensor, features: Tensor) -> Tensor:
+    """float32 (rows, length, hidden). Ids past the vocabulary are rows of `features`.
+
+    BOS is the zero vector: without biases it stays zero in every layer.
+    """
+    import torch
+
+    table = weights["language_model.model.embed_tokens.weight"]
+    zero = table.new_zeros(1, table.shape[1])
+    everything = torch.cat([table, features.reshape(-1, table.shape[1]), zero])
+    last = len(everything) - 1
+    index = torch.where(ids == BOS, last, ids)
+    return everything[index]
+
+
+def answer_logits(
+    weights: Weights, batch: Batch, features: Tensor, spec: ModelSpec
+) -> tuple[Tensor, Tensor]:
+    """Logits (n, vocab) and labels (n,) at the places that belong to answers, row by row."""
+    from torch.nn import functional
+
+    embeddings = embed(weights, batch.ids, features)
+    hidden = hidden_states(weights, embeddings, batch.positions, batch.mask, spec.llm)
+    asked = batch.labels != IGNORE
+    head = weights["language_model.lm_head.weight"]
+    return functional.linear(hidden[asked], head), batch.labels[asked]
+
+
+def answer_loss(weights: Weights, batch: Batch, features: Tensor, spec: ModelSpec) -> Tensor:
+    """Sum of the cross entropies of all answer tokens."""
+    from torch.nn import functional
+
+    logits, labels = answer_logits(weights, batch, features, spec)
+    return functional.cross_entropy(logits, labels, reduction="sum")
+
+
+def dense_loss(head: Weights, batch: Batch, features: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Mean loss of a linear reading of every visual token, and its accuracy on foreground."""
+    import torch
+    from torch.nn import functional
+
+    outputs = functional.linear(features, head["dense.weight"], head["dense.bias"])
+    color, kind, digit, place = outputs.split([_COLORS, _KINDS, _DIGITS, 2], -1)
+    digit = digit.unflatten(-1, (4, 11))
+    loss = outputs.new_zeros(())
+    accuracy = {}
+    # Digits are the last to be learned and the fewest: they count double, their background little.
+    for name, logits, labels, background, importance in (
+        ("color", color, batch.color, 0.3, 1.0),
+        ("kind", kind, batch.kind, 0.3, 1.0),
+        ("digit", digit, batch.digit, 0.05, 2.0),
+    ):
+        class_weights = torch.ones(logits.shape[-1])
+        class_weights[0] = background
+        loss = loss + importance * functional.cross_entropy(
+            logits.flatten(0, -2), labels.flatten(), weight=class_weights, ignore_index=IGNORE
+        )
+        shown = labels > 0
+        if shown.any():
+            accuracy[name] = (logits[shown].argmax(-1) == labels[shown]).float().mean().item()
+    side = round(features.shape[1] ** 0.5)
+    steps = (torch.arange(side) + 0.5) / side
+    wanted = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).flatten(0, 1)
+    return loss + 4 * (place - wanted).square().mean(), accuracy
+
+
+def count_exact(
+    weights: Weights, rows: Sequence[Encoded], spec: ModelSpec
+) -> tuple[Counter[str], Counter[str], list[tuple[str, str, list[int]]]]:
+    """Right and asked answers by kind, and the wrong ones as (question, answer, given ids).
+
+    A greedy answer is exact if and only if every token of the right answer is the most likely
+    one after the right tokens before it, so one pass without generation decides.
+    """
+    import torch
+
+    right: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
+    wrong: list[tuple[str, str, list[int]]] = []
+    if not any(row.answers for row in rows):
+        return right, asked, wrong
+    with torch.no_grad():
+        batch = collate(rows, vocab_size=spec.llm.vocab_size)
+        features = visual_features(weights, batch.tiles, spec)
+        logits, labels = answer_logits(weights, batch, features, spec)
+        best = logits.argmax(-1)
+    begin = 0
+    for row in rows:
+        # Answers lie in the row in the order of `answers`.
+        for answer in row.answers:
+            end = begin + answer.end - answer.begin
+            asked[answer.kind] += 1
+            if bool((best[begin:end] == labels[begin:end]).all()):
+                right[answer.kind] += 1
+            else:
+                wrong.append((answer.question, answer.text, best[begin : end - 1].tolist()))
+            begin = end
+    return right, asked, wrong

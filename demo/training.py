@@ -1,0 +1,257 @@
+"""The training loop and its state on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from demo.batch import collate, split_by_length
+from demo.dialogue import make_example
+from demo.encoding import Encoded, encode_example
+from demo.loss import DENSE_OUTPUTS, answer_loss, count_exact, dense_loss
+from demo.model import Weights, demo_config, resize_positions, start_weights, visual_features
+from demo.stages import STAGES, Stage, learning_rate
+from demo.vocabulary import demo_vocabulary
+from internvl_triton.errors import InvalidCheckpoint
+from internvl_triton.model_spec import ModelSpec
+from internvl_triton.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+__all__ = ["State", "Trainer", "draw_rows"]
+
+_MAX_TILES_AT_ONCE = {224: 24, 448: 8}
+_SAVE_SECONDS = 180
+_LOG_STEPS = 25
+_CHECK_STEPS = 250
+_AVERAGE = 0.998  # decay of the average of the weights, which is what gets exported
+
+
+@dataclass
+class State:
+    """Everything that a later run needs. `average` is the moving average of `weights`.
+
+    tokens: the vocabulary that the embeddings stand for.
+    """
+
+    stage: int
+    step: int
+    seconds: float
+    tokens: list[str]
+    weights: Weights
+    average: Weights
+    optimizer: dict[str, Any] = field(default_factory=dict)
+
+
+class Trainer:
+    """Goes through STAGES from where the state in `directory` is."""
+
+    def __init__(self, directory: Path, *, seed: int, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(True)  # arithmetic on them is many times slower
+        self.directory = directory
+        self.seed = seed
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "tokenizer").mkdir(exist_ok=True)
+        vocabulary = demo_vocabulary()
+        vocabulary.write_qwen2(directory / "tokenizer")
+        self.tokenizer = load_tokenizer(directory / "tokenizer")
+        self.stopping = False
+        path = directory / "state.pt"
+        if path.is_file():
+            self.state = State(**torch.load(path, weights_only=True))
+            if self.state.tokens != vocabulary.qwen2_tokens:
+                raise InvalidCheckpoint(
+                    f"{path} was trained with another vocabulary than the questions and answers "
+                    "now give; train in a new directory, or restore them"
+                )
+        else:
+            weights = start_weights(self.spec(STAGES[0]), seed=seed) | _dense_head(seed)
+            self.state = State(0, 0, 0.0, vocabulary.qwen2_tokens, weights, dict(weights))
+
+    def spec(self, stage: Stage) -> ModelSpec:
+        return ModelSpec.from_config(demo_config(len(self.tokenizer), tile_size=stage.tile_size))
+
+    def stop(self) -> None:
+        """After the step that is running: save and leave `run`."""
+        self.stopping = True
+
+    def run(self, *, minutes: float) -> None:
+        deadline = time.monotonic() + 60 * minutes
+        while self.state.stage < len(STAGES) and not self.stopping:
+            self._run_stage(STAGES[self.state.stage], deadline)
+            self._save()
+
+    def _run_stage(self, stage: Stage, deadline: float) -> None:
+        state, spec = self.state, self.spec(stage)
+        state.weights = resize_positions(state.weights, spec)
+        state.average = resize_positions(state.average, spec)
+        for tensor in state.weights.values():
+            tensor.requires_grad_()
+        optimizer = _optimizer(state.weights, stage)
+        if state.optimizer:
+            optimizer.load_state_dict(state.optimizer)
+        saved = time.monotonic()
+        recent: list[dict[str, float]] = []
+        while state.step < stage.steps:
+            begin = time.monotonic()
+            recent.append(self._step(stage, spec, optimizer))
+            state.step += 1
+            state.seconds += time.monotonic() - begin
+            state.optimizer = optimizer.state_dict()
+            if state.step % _LOG_STEPS == 0:
+                self._log(stage, _means(recent))
+                recent = []
+            if stage.dialogues and state.step % _CHECK_STEPS == 0:
+                self._log(stage, self._check(stage, spec))
+            self.stopping = self.stopping or time.monotonic() > deadline
+            if self.stopping:
+                return
+            if time.monotonic() - saved > _SAVE_SECONDS:
+                self._save()
+                saved = time.monotonic()
+        state.stage, state.step, state.optimizer = state.stage + 1, 0, {}
+
+    def _step(self, stage: Stage, spec: ModelSpec, optimizer: Optimizer) -> dict[str, float]:
+        """One update; returns learning rate, losses and dense accuracies of its batch."""
+        import torch
+
+        state = self.state
+        weights = state.weights
+        rows = draw_rows(f"{self.seed}/{stage.name}/{state.step}", stage, self.tokenizer, spec)
+        num_tiles = sum(len(row.tiles) for row in rows)
+        num_tokens = sum(answer.end - answer.begin for row in rows for answer in row.answers)
+        rate = learning_rate(stage, state.step)
+        optimizer.zero_grad(set_to_none=True)
+        sums: defaultdict[str, float] = defaultdict(float)
+        for group in split_by_length(rows, max_tiles=_MAX_TILES_AT_ONCE[stage.tile_size]):
+            batch = collate(group, vocab_size=spec.llm.vocab_size)
+            features = visual_features(weights, batch.tiles, spec)
+            loss = torch.zeros(())
+            if stage.dialogues and batch.ids.numel():
+                answers = answer_loss(weights, batch, features, spec) / num_tokens
+                sums["loss"] += answers.item()
+                loss = loss + answers
+            if len(batch.tiles):
+                dense, accuracy = dense_loss(weights, batch, features)
+                share = len(batch.tiles) / num_tiles
+                loss = loss + stage.dense * share * dense
+                sums["dense"] += share * dense.item()
+                for name, value in accuracy.items():
+                    sums[name] += share * value
+            loss.backward()
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = rate
+        torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
+        optimizer.step()
+        decay = min(_AVERAGE, (1 + state.step) / (10 + state.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(state.average.values()), list(weights.values()), 1 - decay)
+        return {"rate": rate, **sums}
+
+    def _check(self, stage: Stage, spec: ModelSpec) -> dict[str, Any]:
+        """Exact answers on scenes that training never draws, by the averaged weights."""
+        right: Counter[str] = Counter()
+        asked: Counter[str] = Counter()
+        wrong = []
+        for number in range(5):
+            rows = draw_rows(f"check/{number}", stage, self.tokenizer, spec)
+            for group in split_by_length(rows, max_tiles=_MAX_TILES_AT_ONCE[stage.tile_size]):
+                some = count_exact(self.state.average, group, spec)
+                right, asked = right + some[0], asked + some[1]
+                wrong += some[2]
+        table = self.tokenizer.token_bytes
+        return {
+            "exact": round(sum(right.values()) / sum(asked.values()), 4),
+            "kinds": {kind: f"{right[kind]}/{asked[kind]}" for kind in sorted(asked)},
+            "wrong": [(q, a, table.join(ids).decode(errors="replace")) for q, a, ids in wrong[:8]],
+        }
+
+    def _log(self, stage: Stage, numbers: dict[str, Any]) -> None:
+        line = {
+            "stage": stage.name,
+            "step": self.state.step,
+            "seconds": round(self.state.seconds),
+            **{k: round(v, 5) if isinstance(v, float) else v for k, v in numbers.items()},
+        }
+        text = json.dumps(line)
+        print(text, flush=True)  # noqa: T201
+        with (self.directory / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(text + "\n")
+
+    def _save(self) -> None:
+        """Atomically: a killed run leaves the last complete state."""
+        import torch
+
+        state = self.state
+        plain = asdict(
+            State(state.stage, state.step, state.seconds, state.tokens, {}, {}),
+        ) | {
+            "weights": {name: tensor.detach() for name, tensor in state.weights.items()},
+            "average": state.average,
+            "optimizer": state.optimizer,
+        }
+        temporary = self.directory / "state.pt.tmp"
+        torch.save(plain, temporary)
+        os.replace(temporary, self.directory / "state.pt")
+
+
+def _means(dicts: list[dict[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for numbers in dicts for name in numbers)
+    return {
+        name: sum(d[name] for d in dicts if name in d) / sum(name in d for d in dicts)
+        for name in names
+    }
+
+
+def draw_rows(seed: str, stage: Stage, tokenizer: Tokenizer, spec: ModelSpec) -> list[Encoded]:
+    """The rows of one step: the same for the same seed and stage."""
+    rng = random.Random(seed)
+    rows = []
+    tiles = 0.0
+    for kind in _kinds(rng, stage):
+        example = make_example(rng, kind, tile_size=stage.tile_size)
+        rows.append(
+            encode_example(example, tokenizer=tokenizer, spec=spec, bos=rng.random() < 0.5, rng=rng)
+        )
+        tiles += max(0.5, len(rows[-1].tiles))
+        if tiles >= stage.tiles_per_step:
+            return rows
+    raise AssertionError("the kinds never end")
+
+
+def _kinds(rng: random.Random, stage: Stage) -> Iterator[str]:
+    while True:
+        yield rng.choices(list(stage.mix), list(stage.mix.values()))[0]
+
+
+def _dense_head(seed: int) -> Weights:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed + 1)
+    return {
+        "dense.weight": torch.randn(DENSE_OUTPUTS, 256, generator=generator) * 0.06,
+        "dense.bias": torch.zeros(DENSE_OUTPUTS),
+    }
+
+
+def _optimizer(weights: Weights, stage: Stage) -> Optimizer:
+    import torch
+
+    matrices = [tensor for tensor in weights.values() if tensor.ndim == 2]
+    others = [tensor for tensor in weights.values() if tensor.ndim != 2]
+    groups = [
+        {"params": matrices, "weight_decay": 0.03},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=stage.peak_rate, betas=(0.9, 0.98), foreach=True)

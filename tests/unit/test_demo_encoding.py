@@ -1,0 +1,125 @@
+"""Training rows are what the service would see: reference tiles, reference prompt, one answer."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from demo.dialogue import EXAMPLE_KINDS, Example, make_example
+from demo.drawing import draw_scene
+from demo.encoding import BOS, IGNORE, Encoded, encode_example
+from demo.model import demo_config
+from demo.vocabulary import demo_vocabulary
+from internvl_triton.model_spec import ModelSpec
+from internvl_triton.tokenizer import Tokenizer, load_tokenizer
+from tests.reference import reference_ids, reference_prompt, reference_tiles
+
+KINDS = sorted(EXAMPLE_KINDS)
+TALKING = [kind for kind in KINDS if kind != "crowd"]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer")
+    demo_vocabulary().write_qwen2(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(directory: Path) -> Tokenizer:
+    return load_tokenizer(directory)
+
+
+@pytest.fixture(scope="module")
+def spec(tokenizer: Tokenizer) -> ModelSpec:
+    return ModelSpec.from_config(demo_config(len(tokenizer)))
+
+
+def encoded(
+    kind: str, tokenizer: Tokenizer, spec: ModelSpec, *, bos: bool = False
+) -> tuple[Example, Encoded]:
+    example = make_example(random.Random(f"encoding {kind}"), kind, tile_size=448)
+    return example, encode_example(example, tokenizer=tokenizer, spec=spec, bos=bos)
+
+
+def pictures_text(example: Example) -> str:
+    if not example.scenes:
+        return ""
+    if example.media == "images" and len(example.scenes) == 1:
+        return "<image>\n"
+    name = "Frame" if example.media == "video" else "Image-"
+    return "".join(f"{name}{k + 1}: <image>\n" for k in range(len(example.scenes)))
+
+
+@pytest.mark.parametrize("kind", TALKING)
+def test_every_branch_is_the_reference_prompt(
+    kind: str, tokenizer: Tokenizer, spec: ModelSpec, directory: Path
+) -> None:
+    example, row = encoded(kind, tokenizer, spec)
+    max_tiles = 1 if example.media == "video" else 12
+    counts = [len(reference_tiles(draw_scene(s), max_num=max_tiles)) for s in example.scenes]
+    ids = np.where(row.ids >= spec.llm.vocab_size, tokenizer.special_id("<IMG_CONTEXT>"), row.ids)
+    for number, branch in enumerate(example.branches, start=1):
+        seen = (row.segments == 0) | (row.segments == number)
+        asked = [pictures_text(example) + branch[0].question, *(e.question for e in branch[1:])]
+        answered = [exchange.answer for exchange in branch]
+        history = list(zip(asked[:-1], answered[:-1], strict=True))
+        prompt = reference_prompt(history, asked[-1], counts)
+        whole = reference_ids(directory, prompt + answered[-1] + "<|im_end|>")
+        assert ids[seen].tolist() == whole
+        assert row.positions[seen].tolist() == list(range(len(whole)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tiles_are_the_reference_tiles(kind: str, tokenizer: Tokenizer, spec: ModelSpec) -> None:
+    example, row = encoded(kind, tokenizer, spec)
+    max_tiles = 1 if example.media == "video" else 12
+    tiles = [reference_tiles(draw_scene(scene), max_num=max_tiles) for scene in example.scenes]
+    assert row.tiles.shape[1:] == (448, 448, 3)
+    assert np.array_equal(row.tiles, np.concatenate(tiles) if tiles else row.tiles[:0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_are_the_answers(kind: str, tokenizer: Tokenizer, spec: ModelSpec) -> None:
+    _, row = encoded(kind, tokenizer, spec)
+    covered = np.zeros(len(row.labels), bool)
+    for answer in row.answers:
+        labels = row.labels[answer.begin : answer.end]
+        assert labels[-1] == tokenizer.end_id
+        assert tokenizer.token_bytes.join(labels[:-1].tolist()) == answer.text.encode()
+        # The row goes on with what the label says, so one pass predicts the whole answer.
+        assert row.ids[answer.begin + 1 : answer.end + 1].tolist() == labels.tolist()
+        covered[answer.begin : answer.end] = True
+    assert (row.labels[~covered] == IGNORE).all()
+
+
+def test_bos_only_shifts_the_row(tokenizer: Tokenizer, spec: ModelSpec) -> None:
+    _, without = encoded("one_tile", tokenizer, spec)
+    _, row = encoded("one_tile", tokenizer, spec, bos=True)
+    assert row.ids[0] == BOS
+    assert row.segments[0] == 0
+    assert np.array_equal(row.ids[1:], without.ids)
+    assert np.array_equal(row.positions[1:], without.positions + 1)
+    assert np.array_equal(row.labels[1:], without.labels)
+
+
+def test_dense_labels_lie_where_the_shape_is(tokenizer: Tokenizer, spec: ModelSpec) -> None:
+    rng = random.Random(3)
+    checked = 0
+    while checked < 10:
+        example = make_example(rng, "one_tile", tile_size=448)
+        scene = example.scenes[0]
+        if scene.width != 448 or not scene.shapes:
+            continue
+        checked += 1
+        labels = encode_example(example, tokenizer=tokenizer, spec=spec, bos=False).tile_labels
+        for shape in scene.shapes:
+            token = int(shape.y // 28) * 16 + int(shape.x // 28)
+            assert labels.color[0, token] > 0
+            assert labels.kind[0, token] > 0
+        digits = labels.digit[0].reshape(16, 16, 4)
+        found = {str(value - 1) for value in np.unique(digits) if value > 0}
+        assert found == (set(scene.number.text) if scene.number else set())

@@ -147,7 +147,7 @@ def test_gpu_builds_need_the_container_and_one_kind_of_gpu(
 ) -> None:
     artifacts = tmp_path / "artifacts"
     with pytest.raises(
-        BuildFailed, match=r"precision 'fp32' .* gpu profile; use one of bf16, fp16"
+        BuildFailed, match=r"gpu profile cannot use precision 'fp32' .*; use PRECISION=bf16 or fp16"
     ):
         build(checkpoints["qwen2"], artifacts, precision="fp32")
     monkeypatch.setenv("FAKE_CAPABILITIES", "8.0 8.9")

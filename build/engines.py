@@ -260,7 +260,8 @@ def main(argv: list[str] | None = None) -> int:
         limit: value for limit in _LIMIT_OPTIONS if (value := getattr(args, limit)) is not None
     }
     # Ending it in any way ends the compilers that it started.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a background shell ignores it
+        signal.signal(number, signal.default_int_handler)
     try:
         args.profile = choose_profile(args.profile)
         if args.profile == "gpu" and not container.inside():

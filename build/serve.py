@@ -114,7 +114,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(f"--{name}-port", type=int, default=port, help="(%(default)s)")
     args = parser.parse_args(argv)
     # A service manager's SIGTERM ends the server as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a background shell ignores it
+        signal.signal(number, signal.default_int_handler)
     try:
         args.profile = choose_profile(args.profile)
         if args.profile == "gpu" and not container.inside():

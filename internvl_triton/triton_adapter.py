@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import json
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,6 +21,7 @@ from internvl_triton.grpc_transport import stop_inputs
 from internvl_triton.tensor_contract import ModelContract, Tensor
 
 __all__ = [
+    "CancelCheck",
     "StopOnCancel",
     "answer_each",
     "array",
@@ -126,6 +128,27 @@ def log_exception(pb_utils: Any, error: BaseException) -> None:
     import traceback
 
     pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
+
+
+class CancelCheck:
+    """Whether the caller has cancelled, asked of the server at most every PERIOD_S.
+
+    Each question is a message to the server's process and back; between steps there is no need
+    for one per token, and a server that dies meanwhile would leave the asking thread waiting.
+    """
+
+    PERIOD_S = 0.2
+
+    def __init__(self, is_cancelled: Callable[[], bool]) -> None:
+        self._is_cancelled = is_cancelled
+        self._next = time.monotonic() + self.PERIOD_S
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + self.PERIOD_S
+        return self._is_cancelled()
 
 
 class StopOnCancel:

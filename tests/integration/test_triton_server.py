@@ -132,14 +132,21 @@ def infer(server: TritonServer, values: list[int]) -> list[int]:
         return answer
 
 
+SUCCESS = b'nv_inference_request_success{model="model",version="1"} 1'
+
+
+def metrics_of(server: TritonServer) -> bytes:
+    with urllib.request.urlopen(server.metrics_url, timeout=10) as metrics:
+        return bytes(metrics.read())
+
+
 def test_serves_in_this_environment_and_leaves_nothing(
     make_server: Callable[..., TritonServer], tmp_path: Path
 ) -> None:
     with make_server() as server:
         server.wait_ready(timeout_s=60)
         assert infer(server, [1, 41]) == [2, 42]
-        with urllib.request.urlopen(server.metrics_url, timeout=10) as metrics:
-            assert b'nv_inference_request_success{model="model",version="1"} 1' in metrics.read()
+        assert eventually(lambda: SUCCESS in metrics_of(server))  # counted after the response
         group = server.pid
         assert group is not None
         assert len(group_members(group)) == 2  # the server and one stub

@@ -167,7 +167,8 @@ from internvl_triton.artifacts import LLMBuild
 from internvl_triton.limits import Limits
 from internvl_triton.model_spec import ModelSpec
 from internvl_triton.random_checkpoint import tiny_config
-signal.signal(signal.SIGTERM, signal.default_int_handler)  # as build.engines does
+for number in (signal.SIGINT, signal.SIGTERM):  # as build.engines does
+    signal.signal(number, signal.default_int_handler)
 spec = ModelSpec.from_config(tiny_config("qwen2", "300m"))
 root = Path({str(tmp_path / "llm")!r})
 build_llm_engine(root / "checkpoint", root / "engine", spec=spec,

@@ -10,7 +10,7 @@ from internvl_triton.artifacts import Artifacts
 from internvl_triton.cpu_llm import CpuLlmEngine
 from internvl_triton.llm_tensors import chunk_tensors, generation_request
 from internvl_triton.stub_watchdog import exit_with_server
-from internvl_triton.triton_adapter import arrays, flag, log_exception, response
+from internvl_triton.triton_adapter import CancelCheck, arrays, flag, log_exception, response
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -47,7 +47,7 @@ class TritonPythonModel:
         generation = generation_request(
             arrays(pb_utils, request, contract.TENSORRT_LLM),
             request_id=request.request_id(),
-            is_cancelled=sender.is_cancelled,
+            is_cancelled=CancelCheck(sender.is_cancelled),
         )
 
         def send(chunk):

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from internvl_triton.errors import ArtifactMismatch, EngineError, InvalidRequest
-from internvl_triton.vision_engine import PROMPT_EMBEDDING_TABLE, TILES
+from internvl_triton.errors import ArtifactMismatch, EngineError
+from internvl_triton.vision_engine import PROMPT_EMBEDDING_TABLE, TILES, check_tiles
 
 __all__ = ["DeviceEngine", "Run", "TensorrtVisionEngine", "split_runs"]
 
@@ -118,14 +118,7 @@ class TensorrtVisionEngine:
         """
         import torch
 
-        size = self.tile_size
-        if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[1:] != (size, size, 3):
-            raise InvalidRequest(
-                f"tiles are {tiles.dtype} {list(tiles.shape)}; "
-                f"the vision engine takes uint8 [num_tiles, {size}, {size}, 3]"
-            )
-        if not len(tiles):
-            raise InvalidRequest("tiles hold no tile; the vision engine needs at least 1")
+        check_tiles(tiles, self.tile_size)
         runs = split_runs(
             len(tiles), num_gpus=len(self._engines), max_tiles=self._engines[0].max_tiles
         )

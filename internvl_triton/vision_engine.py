@@ -19,6 +19,7 @@ __all__ = [
     "Features",
     "OnnxVisionEngine",
     "VisionEngine",
+    "check_tiles",
 ]
 
 TILES = "tiles"  # the graph's input
@@ -65,6 +66,18 @@ class VisionEngine(Protocol[F]):
     def zeros(self, num_rows: int) -> F:
         """(num_rows, hidden_size) of zeros."""
         ...
+
+
+def check_tiles(tiles: NDArray[np.uint8], tile_size: int) -> None:
+    """Raise InvalidRequest unless tiles are uint8 (num_tiles >= 1, tile_size, tile_size, 3)."""
+    expected = (tile_size, tile_size, 3)
+    if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[1:] != expected:
+        raise InvalidRequest(
+            f"tiles are {tiles.dtype} {list(tiles.shape)}; "
+            f"the vision engine takes uint8 [num_tiles, {tile_size}, {tile_size}, 3]"
+        )
+    if not len(tiles):
+        raise InvalidRequest("tiles hold no tile; the vision engine needs at least 1")
 
 
 class OnnxVisionEngine:
@@ -119,14 +132,7 @@ class OnnxVisionEngine:
 
         Raises InvalidRequest for another shape or dtype, or for no tile at all.
         """
-        size = self.tile_size
-        if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[1:] != (size, size, 3):
-            raise InvalidRequest(
-                f"tiles are {tiles.dtype} {list(tiles.shape)}; "
-                f"the vision engine takes uint8 [num_tiles, {size}, {size}, 3]"
-            )
-        if not len(tiles):
-            raise InvalidRequest("tiles hold no tile; the vision engine needs at least 1")
+        check_tiles(tiles, self.tile_size)
         features = np.empty((len(tiles) * self.tokens_per_tile, self.hidden_size), np.float32)
         step = self._max_tiles_per_run
         for start in range(0, len(tiles), step):

@@ -15,6 +15,7 @@ import pytest
 from internvl_triton import triton_server
 from internvl_triton.errors import PortInUse, ServerStartFailed
 from internvl_triton.triton_server import TritonServer, find_free_port
+from tests.integration.processes import eventually, shared_memory_of
 
 pytestmark = pytest.mark.triton
 
@@ -107,20 +108,6 @@ def group_members(group: int) -> list[int]:
     return members
 
 
-def shared_memory_of(launcher: int) -> list[str]:
-    """Names of the shared-memory regions of servers that the process `launcher` started."""
-    return sorted(path.name for path in Path("/dev/shm").glob(f"internvl_{launcher}_*"))
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 10) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
 def infer(server: TritonServer, values: list[int]) -> list[int]:
     tensor = {"name": "x", "datatype": "INT32", "shape": [len(values)], "data": values}
     request = urllib.request.Request(
@@ -146,7 +133,9 @@ def test_serves_in_this_environment_and_leaves_nothing(
     with make_server() as server:
         server.wait_ready(timeout_s=60)
         assert infer(server, [1, 41]) == [2, 42]
-        assert eventually(lambda: SUCCESS in metrics_of(server))  # counted after the response
+        assert eventually(
+            lambda: SUCCESS in metrics_of(server), timeout_s=10
+        )  # counted after the response
         group = server.pid
         assert group is not None
         assert len(group_members(group)) == 2  # the server and one stub
@@ -253,8 +242,8 @@ def test_no_server_outlives_its_launcher(
         group = int(launcher.stdout.readline())
         assert len(group_members(group)) == 2
         launcher.kill()
-    assert eventually(lambda: group_members(group) == [])
-    assert eventually(lambda: shared_memory_of(launcher.pid) == [])
+    assert eventually(lambda: group_members(group) == [], timeout_s=10)
+    assert eventually(lambda: shared_memory_of(launcher.pid) == [], timeout_s=10)
 
 
 def _backend_folder(tmp_path: Path) -> Path:

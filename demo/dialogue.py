@@ -65,7 +65,46 @@ _COUNT_WORDS = ("no shapes", "one shape", "two shapes", "three shapes")
 _ENDS = {"row": ("on the left", "on the right"), "column": ("at the top", "at the bottom")}
 _UNKNOWN_PICTURE = "I see no shapes or numbers that I know."
 _UNKNOWN_QUESTION = "I only know colored shapes and numbers."
+_DESCRIBE = (
+    "Describe the image.",
+    "What is in the image?",
+    "Please describe the image shortly.",
+    "Please describe the image in detail.",
+    "What is in the picture?",
+    "Describe the picture.",
+    "What do you see?",
+)
+_COUNT = (
+    "How many shapes are there?",
+    "Count the shapes.",
+    "How many shapes do you see?",
+    "How many shapes are in the picture?",
+)
+_SHAPE = ("What shape is {}?", "Which shape is {}?", "What is the {} shape?")
+_COLOR = ("What color is the {}?", "Which color is the {}?", "What colour is the {}?")
+_POSITION = ("Which shape is {}?", "What is {}?")
+_NUMBER = (
+    "What number is written?",
+    "Which number is written?",
+    "What number do you see?",
+    "Read the number.",
+)
+_SMALL_PRINT = ("What does the small print say?", "Read the small print.")
+_ONE_OF_TWO = ("What is in Image-{}?", "Describe Image-{}.")
+_BOTH = ("Describe the two images.", "Describe the two images in detail.")
+_WHICH_IMAGE = ("Which image shows {}?", "In which image is {}?")
+_DIRECTION = ("Which way does the {} move?", "In which direction does the {} move?")
+_VIDEO = (
+    "What happens in the video?",
+    "Describe the video.",
+    "Describe this video in detail.",
+    "What is in the video?",
+)
 _OTHER_QUESTIONS = (
+    "Please write a poem according to the image.",
+    "What is the capital of France?",
+    "What brand is the car?",
+    "Is it raining?",
     "Is there a cat?",
     "Is there a dog in the picture?",
     "Who is the person?",
@@ -73,6 +112,7 @@ _OTHER_QUESTIONS = (
     "Where was this photo taken?",
     "What is the person doing?",
 )
+_STORY = "Once upon a time a red circle met a blue square. They became friends."
 _TEXT_EXCHANGES = (
     ("Hello!", "Hello! Show me a picture of colored shapes."),
     ("Hi!", "Hello! Show me a picture of colored shapes."),
@@ -81,13 +121,14 @@ _TEXT_EXCHANGES = (
     ("What can you do?", "I describe pictures of colored shapes and read numbers."),
     ("Which colors do you know?", "Red, green, blue, yellow, purple and orange."),
     ("Which shapes do you know?", "Circles, squares, triangles and stars."),
-    (
-        "Tell me a story.",
-        "Once upon a time a red circle met a blue square. They became friends.",
+    ("Tell me a story.", _STORY),
+    ("Can you tell me a story?", _STORY),
+    *(
+        (question, "There is no image. Please show me one.")
+        for question in (*_DESCRIBE, *_COUNT, *_NUMBER)
     ),
-    ("Describe the image.", "There is no image. Please show me one."),
-    ("What is in the image?", "There is no image. Please show me one."),
     ("Thank you!", "You are welcome."),
+    ("Thanks!", "You are welcome."),
     ("Goodbye!", "Goodbye!"),
 )
 
@@ -135,16 +176,20 @@ def _two_images(rng: random.Random, tile_size: int) -> Example:
     )
     exchanges = []
     for index, scene in enumerate(scenes):
-        question = rng.choice(("What is in Image-{}?", "Describe Image-{}."))
+        question = rng.choice(_ONE_OF_TWO)
         exchanges.append(Exchange("two_images", question.format(index + 1), _describe(scene)))
         other = {shape.words for shape in scenes[1 - index].shapes}
         unique = [shape for shape in scene.shapes if shape.words not in other]
         if unique:
             words = _with_article(rng.choice(unique))
             exchanges.append(
-                Exchange("two_images", f"Which image shows {words}?", f"Image-{index + 1}.")
+                Exchange(
+                    "two_images", rng.choice(_WHICH_IMAGE).format(words), f"Image-{index + 1}."
+                )
             )
     chain = (exchanges[-1], Exchange("turns", *_pair(exchanges[0])))
+    both = " ".join(f"Image-{number}: {_describe(s)}" for number, s in enumerate(scenes, start=1))
+    exchanges.append(Exchange("two_images", rng.choice(_BOTH), both))
     return Example(scenes, "images", (*((exchange,) for exchange in exchanges), chain))
 
 
@@ -155,12 +200,12 @@ def _clip(rng: random.Random, tile_size: int) -> Example:
     exchanges = (
         Exchange(
             "motion",
-            f"Which way does the {rng.choice((shape.kind, 'shape'))} move?",
+            rng.choice(_DIRECTION).format(rng.choice((shape.kind, "shape"))),
             f"The {shape.words} moves {direction}.",
         ),
         Exchange(
             "motion",
-            rng.choice(("What happens in the video?", "Describe the video.")),
+            rng.choice(_VIDEO),
             _capital(f"{_with_article(shape)} moves {direction}."),
         ),
     )
@@ -174,7 +219,7 @@ def _text(rng: random.Random, tile_size: int) -> Example:
 
 def _unknown(rng: random.Random, tile_size: int) -> Example:
     scene = texture_scene(rng, tile_size=tile_size)
-    describe = Exchange("unknown", _ask_describe(rng), _UNKNOWN_PICTURE)
+    describe = Exchange("unknown", rng.choice(_DESCRIBE), _UNKNOWN_PICTURE)
     other = Exchange("unknown", rng.choice(_OTHER_QUESTIONS), _UNKNOWN_QUESTION)
     return Example((scene,), "images", ((describe,), (other,)))
 
@@ -228,29 +273,30 @@ def _questions(rng: random.Random, scene: Scene) -> list[Exchange]:
     kinds = [shape.kind for shape in shapes]
     exchanges = []
     if not scene.small_prints:
-        exchanges += [Exchange("describe", _ask_describe(rng), _describe(scene)), _number(scene)]
+        exchanges += [Exchange("describe", rng.choice(_DESCRIBE), _describe(scene))]
+        exchanges.append(_number(rng, scene))
     exchanges.append(
         Exchange(
             "count",
-            rng.choice(("How many shapes are there?", "Count the shapes.")),
+            rng.choice(_COUNT),
             f"There {'is' if len(shapes) == 1 else 'are'} {_COUNT_WORDS[len(shapes)]}.",
         )
     )
-    exchanges += [_which_shape(shape) for shape in shapes]
-    exchanges += [_which_color(shape) for shape in shapes if kinds.count(shape.kind) == 1]
+    exchanges += [_which_shape(rng, shape) for shape in shapes]
+    exchanges += [_which_color(rng, shape) for shape in shapes if kinds.count(shape.kind) == 1]
     absent_colors = [color for color in COLORS if color not in {shape.color for shape in shapes}]
     absent_kinds = [kind for kind in KINDS if kind not in kinds]
     if rng.random() < 0.3:
         color = rng.choice(absent_colors)
         exchanges.append(
-            Exchange("shape", f"What shape is {color}?", f"There is no {color} shape.")
+            Exchange("shape", rng.choice(_SHAPE).format(color), f"There is no {color} shape.")
         )
         kind = rng.choice(absent_kinds)
-        exchanges.append(Exchange("color", f"What color is the {kind}?", f"There is no {kind}."))
+        exchanges.append(Exchange("color", rng.choice(_COLOR).format(kind), f"There is no {kind}."))
     if len(shapes) > 1:
-        exchanges += _positions(scene)
+        exchanges += _positions(rng, scene)
     if len(scene.small_prints) == 1:
-        exchanges.append(_small("What does the small print say?", scene.small_prints[0].text))
+        exchanges.append(_small(rng.choice(_SMALL_PRINT), scene.small_prints[0].text))
     elif scene.small_prints:
         for place, text in zip(_ENDS[_print_axis(scene)], scene.small_prints, strict=True):
             exchanges.append(_small(f"What does the small print {place} say?", text.text))
@@ -261,41 +307,41 @@ def _chain(rng: random.Random, scene: Scene, singles: list[Exchange]) -> Branch 
     """Several turns; the later ones are understood only with the earlier ones."""
     if len(scene.shapes) > 1 and rng.random() < 0.6:
         if rng.random() < 0.5:
-            first, second = rng.sample(_positions(scene), 2)
+            first, second = rng.sample(_positions(rng, scene), 2)
             place = next(p for p in _ENDS[scene.arrangement] if p in second.question)
             return (first, Exchange("turns", f"And {place}?", second.answer))
         one, other = rng.sample(scene.shapes, 2)
-        asked = Exchange("turns", f"And {other.color}?", _which_shape(other).answer)
-        return (_which_shape(one), asked)
+        asked = Exchange("turns", f"And {other.color}?", _which_shape(rng, other).answer)
+        return (_which_shape(rng, one), asked)
     if len(singles) < 3:
         return None
     first, second, third = rng.sample(singles, 3)
     return (first, Exchange("turns", *_pair(second)), Exchange("turns", *_pair(third)))
 
 
-def _positions(scene: Scene) -> list[Exchange]:
+def _positions(rng: random.Random, scene: Scene) -> list[Exchange]:
     ends = zip(_ENDS[scene.arrangement], (scene.shapes[0], scene.shapes[-1]), strict=True)
     return [
-        Exchange("position", f"Which shape is {place}?", _capital(_with_article(shape)) + ".")
+        Exchange(
+            "position", rng.choice(_POSITION).format(place), _capital(_with_article(shape)) + "."
+        )
         for place, shape in ends
     ]
 
 
-def _which_shape(shape: Shape) -> Exchange:
-    return Exchange(
-        "shape", f"What shape is {shape.color}?", f"The {shape.color} shape is a {shape.kind}."
-    )
+def _which_shape(rng: random.Random, shape: Shape) -> Exchange:
+    question = rng.choice(_SHAPE).format(shape.color)
+    return Exchange("shape", question, f"The {shape.color} shape is a {shape.kind}.")
 
 
-def _which_color(shape: Shape) -> Exchange:
-    return Exchange(
-        "color", f"What color is the {shape.kind}?", f"The {shape.kind} is {shape.color}."
-    )
+def _which_color(rng: random.Random, shape: Shape) -> Exchange:
+    question = rng.choice(_COLOR).format(shape.kind)
+    return Exchange("color", question, f"The {shape.kind} is {shape.color}.")
 
 
-def _number(scene: Scene) -> Exchange:
+def _number(rng: random.Random, scene: Scene) -> Exchange:
     answer = f"The number is {scene.number.text}." if scene.number else "There is no number."
-    return Exchange("number", "What number is written?", answer)
+    return Exchange("number", rng.choice(_NUMBER), answer)
 
 
 def _small(question: str, digits: str) -> Exchange:
@@ -305,12 +351,6 @@ def _small(question: str, digits: str) -> Exchange:
 def _print_axis(scene: Scene) -> str:
     first, last = scene.small_prints
     return "row" if abs(last.x - first.x) > abs(last.y - first.y) else "column"
-
-
-def _ask_describe(rng: random.Random) -> str:
-    return rng.choice(
-        ("Describe the image.", "What is in the image?", "Please describe the image shortly.")
-    )
 
 
 def _describe(scene: Scene) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import ml_dtypes
 import numpy as np
 
-from demo.model import Weights, demo_config, resize_positions
+from demo.model import Weights, demo_config
 from demo.vocabulary import demo_vocabulary
 from internvl_triton.checkpoint_layout import checkpoint_shapes
 from internvl_triton.errors import IncompleteCheckpoint
@@ -29,12 +29,11 @@ __all__ = ["main", "read_average", "write_qwen2_layout"]
 def write_qwen2_layout(weights: Weights, directory: Path) -> Path:
     """config.json, tokenizer files, model.safetensors in bfloat16. q, k and v biases are zero.
 
-    weights: as the training keeps them, of any tile size; the checkpoint has 448-pixel tiles.
+    weights: as the training keeps them.
     """
     vocabulary = demo_vocabulary()
     config = demo_config(len(vocabulary.qwen2_tokens))
     spec = ModelSpec.from_config(config)
-    weights = resize_positions(weights, spec)
     shapes = checkpoint_shapes(spec)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DENSE_OUTPUTS", "answer_logits", "answer_loss", "count_exact", "dense_loss", "embed"]
 
+_TOKENS_PER_SIDE = 16  # of a tile of 448 pixels
 _COLORS, _KINDS, _DIGITS = 1 + len(COLORS), 1 + len(KINDS), 4 * 11
 # colour, kind, a digit for each of the token's four patches, and the token's place (x, y)
 DENSE_OUTPUTS = _COLORS + _KINDS + _DIGITS + 2
@@ -58,8 +59,13 @@ def answer_loss(weights: Weights, batch: Batch, features: Tensor, spec: ModelSpe
     return functional.cross_entropy(logits, labels, reduction="sum")
 
 
-def dense_loss(head: Weights, batch: Batch, features: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Mean loss of a linear reading of every visual token, and its accuracy on foreground."""
+def dense_loss(
+    head: Weights, batch: Batch, features: Tensor, *, origin: tuple[int, int] = (0, 0)
+) -> tuple[Tensor, dict[str, float]]:
+    """Mean loss of a linear reading of every visual token, and its accuracy on foreground.
+
+    origin: see `visual_features`.
+    """
     import torch
     from torch.nn import functional
 
@@ -83,8 +89,9 @@ def dense_loss(head: Weights, batch: Batch, features: Tensor) -> tuple[Tensor, d
         if shown.any():
             accuracy[name] = (logits[shown].argmax(-1) == labels[shown]).float().mean().item()
     side = round(features.shape[1] ** 0.5)
-    steps = (torch.arange(side) + 0.5) / side
-    wanted = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).flatten(0, 1)
+    rows, columns = ((torch.arange(side) + 0.5 + first / 2) / _TOKENS_PER_SIDE for first in origin)
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    wanted = torch.stack([x, y], -1).flatten(0, 1)
     return loss + 4 * (place - wanted).square().mean(), accuracy
 
 

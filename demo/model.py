@@ -20,7 +20,6 @@ __all__ = [
     "Weights",
     "demo_config",
     "hidden_states",
-    "resize_positions",
     "start_weights",
     "visual_features",
 ]
@@ -86,23 +85,14 @@ def start_weights(spec: ModelSpec, *, seed: int) -> Weights:
     return weights
 
 
-def resize_positions(weights: Weights, spec: ModelSpec) -> Weights:
-    """The same weights for spec's tile size: position embeddings stretched bicubically."""
-    import torch
-    from torch.nn import functional
+def visual_features(
+    weights: Weights, tiles: Tensor, spec: ModelSpec, *, origin: tuple[int, int] = (0, 0)
+) -> Tensor:
+    """uint8 (num_tiles, size, size, 3) -> float32 (num_tiles, tokens_per_tile, llm hidden).
 
-    old = weights[_POSITIONS].detach()
-    side, new_side = round((old.shape[1] - 1) ** 0.5), spec.vision.patches_per_side
-    grid = old[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    grid = functional.interpolate(
-        grid, size=(new_side, new_side), mode="bicubic", align_corners=False
-    )
-    grid = grid.permute(0, 2, 3, 1).reshape(1, new_side**2, -1)
-    return {**weights, _POSITIONS: torch.cat([old[:, :1], grid], 1)}
-
-
-def visual_features(weights: Weights, tiles: Tensor, spec: ModelSpec) -> Tensor:
-    """uint8 (num_tiles, size, size, 3) -> float32 (num_tiles, tokens_per_tile, llm hidden)."""
+    Tiles smaller than the 448 pixels of the weights' position embeddings are a window of such a
+    tile. origin: row and column of the window's first patch.
+    """
     import torch
     from torch.nn import functional
 
@@ -119,10 +109,20 @@ def visual_features(weights: Weights, tiles: Tensor, spec: ModelSpec) -> Tensor:
     )
     x = patches.flatten(2).transpose(1, 2)
     classes = weights[embeddings + "class_embedding"].expand(len(x), -1, -1)
-    x = torch.cat([classes, x], 1) + weights[_POSITIONS]
+    x = torch.cat([classes, x], 1) + _window(weights[_POSITIONS], vision, origin)
     for layer in range(vision.num_layers):
         x = _vision_layer(weights, f"vision_model.encoder.layers.{layer}.", x, vision)
     return _project(weights, x[:, 1:], spec)
+
+
+def _window(positions: Tensor, spec: VisionSpec, origin: tuple[int, int]) -> Tensor:
+    """(1, 1 + side * side, hidden) -> the class token's and those of the window's patches."""
+    import torch
+
+    side = round((positions.shape[1] - 1) ** 0.5)
+    grid = positions[:, 1:].unflatten(1, (side, side))
+    rows, columns = (slice(first, first + spec.patches_per_side) for first in origin)
+    return torch.cat([positions[:, :1], grid[:, rows, columns].flatten(1, 2)], 1)
 
 
 def _vision_layer(weights: Weights, prefix: str, x: Tensor, spec: VisionSpec) -> Tensor:

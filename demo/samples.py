@@ -66,7 +66,7 @@ _CREAM, _SKY, _MINT, _ROSE = (250, 245, 225), (222, 236, 250), (224, 244, 230), 
 PICTURES: dict[str, Scene] = {
     "circle-and-square": _scene(
         _CREAM, ("red", "circle", 120, 160, 58), ("blue", "square", 330, 190, 60),
-        number=(42, 180, 72),
+        number=(42, 180, 52),
     ),
     "three-in-a-row": _scene(
         _SKY, ("green", "triangle", 80, 120, 46), ("yellow", "star", 224, 200, 50),
@@ -76,15 +76,15 @@ PICTURES: dict[str, Scene] = {
         _MINT, ("orange", "star", 240, 85, 58), ("blue", "circle", 200, 245, 56),
         arrangement="column",
     ),
-    "one-star": _scene(_ROSE, ("yellow", "star", 224, 170, 95)),
-    "only-a-number": _scene(_CREAM, number=(87, 160, 80)),
+    "one-star": _scene(_ROSE, ("yellow", "star", 224, 170, 70)),
+    "only-a-number": _scene(_CREAM, number=(87, 180, 54)),
     "blue-then-red": _scene(
         _SKY, ("blue", "triangle", 110, 150, 60), ("red", "triangle", 330, 180, 60),
-        number=(15, 60, 66),
+        number=(15, 60, 48),
     ),
     "wide": _scene(
         _ROSE, ("purple", "square", 190, 150, 62), ("green", "circle", 700, 180, 64),
-        size=(2 * _TILE, _TILE), number=(63, 420, 70),
+        size=(2 * _TILE, _TILE), number=(63, 420, 54),
     ),
     "small-print": _scene(
         _MINT, ("red", "star", 270, 300, 120), ("yellow", "circle", 640, 360, 125),
@@ -96,7 +96,7 @@ PICTURES: dict[str, Scene] = {
     ),
     "tall": _scene(
         _SKY, ("green", "star", 210, 160, 62), ("purple", "triangle", 260, 450, 62),
-        size=(_TILE, 2 * _TILE), arrangement="column", number=(29, 170, 74),
+        size=(_TILE, 2 * _TILE), arrangement="column", number=(29, 170, 54),
     ),
 }  # fmt: skip
 CLIP = "moving-circle"

@@ -37,6 +37,10 @@ KINDS = ("circle", "square", "triangle", "star")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 _COLOR_JITTER = 12
+# Pixels of a picture of one tile, or of a larger one's thumbnail. Small print: of any picture.
+_RADIUS = (22.0, 72.0)
+_NUMBER_SIZE = (30.0, 56.0)
+_SMALL = (26.0, 34.0)
 # The picture's lower part belongs to the number, so that shapes never cover it.
 _SHAPE_AREA = 0.72
 _NUMBER_LINE = 0.77
@@ -124,8 +128,9 @@ def random_scene(
 ) -> Scene:
     """A scene that fills columns x rows tiles exactly.
 
-    tile_size: 448, or 224 while training cheaply. Shapes and the number grow with the picture,
-    so that its thumbnail shows them; small print has the same few pixels in every picture.
+    tile_size: 448, or 224 while training cheaply: then the picture is smaller, not its shapes.
+    Shapes and the number grow with the number of tiles, so that the thumbnail shows them; small
+    print has the same few pixels in every picture.
     """
     width, height = columns * tile_size, rows * tile_size
     arrangement: Literal["row", "column"] = rng.choice(("row", "column"))
@@ -133,14 +138,15 @@ def random_scene(
         arrangement = "row"
     elif height > 1.5 * width:
         arrangement = "column"
-    shapes = _shapes(rng, width, height, arrangement, num_shapes)
+    unit = min(columns, rows)
+    shapes = _shapes(rng, width, height, arrangement, num_shapes, unit)
     return Scene(
         width=width,
         height=height,
         background=_light(rng),
         arrangement=arrangement,
         shapes=shapes,
-        number=_number(rng, width, height) if number else None,
+        number=_number(rng, width, height, unit) if number else None,
         small_prints=_small_prints(rng, columns, rows, tile_size, shapes, num_small_prints),
     )
 
@@ -149,7 +155,7 @@ def random_clip(rng: random.Random, *, tile_size: int, num_frames: int) -> tuple
     """Scenes of one shape that moves evenly, one tile each, and a key of DIRECTIONS."""
     direction = rng.choice(list(DIRECTIONS))
     step_x, step_y = DIRECTIONS[direction]
-    radius = rng.uniform(0.1, 0.17) * tile_size
+    radius = rng.uniform(_RADIUS[0], 0.17 * tile_size)
     low, high = radius + 4, tile_size - radius - 4
     travel = rng.uniform(0.45, 1.0) * (high - low)
     begin = rng.uniform(low, high - travel)
@@ -170,17 +176,19 @@ def crowded_scene(rng: random.Random, *, tile_size: int, columns: int, rows: int
     width, height = columns * tile_size, rows * tile_size
     shapes: list[Shape] = []
     prints: list[Print] = []
-    for _ in range(round(24 * columns * rows * (tile_size / 224) ** 1.5)):
+    for _ in range(round(60 * columns * rows * (tile_size / 224) ** 2)):
         x, y = rng.uniform(0, width), rng.uniform(0, height)
         if rng.random() < 0.35:
-            radius = rng.uniform(0.06, 0.2) * tile_size
+            radius = rng.uniform(16, min(_RADIUS[1], 0.25 * tile_size))
             shape = _shape(rng, rng.choice(list(COLORS)), x, y, radius)
             inside = radius < x < width - radius and radius < y < height - radius
             clear = all(abs(o.x - x) + abs(o.y - y) > 1.3 * (o.radius + radius) for o in shapes)
             if inside and clear and not any(_overlaps(text, shape) for text in prints):
                 shapes.append(shape)
             continue
-        size = rng.choice((rng.uniform(24, 32), rng.uniform(24, 0.19 * tile_size)))
+        size = rng.choice(
+            (rng.uniform(*_SMALL), rng.uniform(24, min(_NUMBER_SIZE[1], tile_size / 5)))
+        )
         digits = str(rng.randint(1, 99))
         text = Print(digits, x, y, size, _dark(rng), rng.uniform(0, 5))
         inside = x + text.width < width and y + 1.3 * size < height
@@ -207,14 +215,16 @@ def _shapes(
     height: int,
     arrangement: Literal["row", "column"],
     count: int,
+    unit: int,
 ) -> tuple[Shape, ...]:
     """Shapes of different colours, each in its own part of the row or column."""
     colors = rng.sample(list(COLORS), count)
     area = height * _SHAPE_AREA
-    unit = min(width, height)
+    side = min(width, height) / unit
+    largest = min(_RADIUS[1], side * (0.26 if count == 1 else 0.15 if count == 2 else 0.12))
     shapes = []
     for index, color in enumerate(colors):
-        radius = rng.uniform(0.09, 0.26 if count == 1 else 0.15 if count == 2 else 0.12) * unit
+        radius = rng.uniform(_RADIUS[0], largest) * unit
         if arrangement == "column":
             radius = min(radius, 0.46 * area / count)
             x = _within(rng, 0, width, radius)
@@ -239,8 +249,10 @@ def _within(rng: random.Random, low: float, high: float, radius: float) -> float
     return rng.uniform(min(low + radius + 3, middle), max(high - radius - 3, middle))
 
 
-def _number(rng: random.Random, width: int, height: int) -> Print:
-    size = rng.uniform(0.11, 0.19) * min(width, height)
+def _number(rng: random.Random, width: int, height: int, unit: int) -> Print:
+    size = (
+        rng.uniform(_NUMBER_SIZE[0], min(_NUMBER_SIZE[1], 0.19 * min(width, height) / unit)) * unit
+    )
     text = Print(str(rng.randint(10, 99)), 0.0, height * _NUMBER_LINE, size, _dark(rng))
     return replace(text, x=rng.uniform(6, width - text.width - 6))
 
@@ -260,7 +272,7 @@ def _small_prints(
     for column, row in chosen:
         for _ in range(200):
             text = Print(
-                str(rng.randint(10, 99)), 0, 0, rng.uniform(24, 32), _dark(rng), rng.uniform(1, 5)
+                str(rng.randint(10, 99)), 0, 0, rng.uniform(*_SMALL), _dark(rng), rng.uniform(1, 5)
             )
             text = replace(
                 text,

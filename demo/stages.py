@@ -25,32 +25,32 @@ _DENSE_MIX = {"crowd": 0.8, "one_tile": 0.1, "small_print": 0.1}
 class Stage:
     """tiles_per_step: examples are drawn until they have this many tiles.
 
-    dense: weight of the loss that asks every visual token what it shows. Without `dialogues`
-    it is the only loss, and only the vision tower and the projector learn.
+    peak_rates: of each optimizer. dense: weight of the loss that asks every visual token what it
+    shows. Without `dialogues` it is the only loss, and only the vision tower and the projector
+    learn.
     """
 
     name: str
     tile_size: int
     steps: int
     tiles_per_step: int
-    peak_rate: float
-    final_rate: float
+    peak_rates: Mapping[str, float]
     dialogues: bool
     dense: float
     mix: Mapping[str, float]
-    warmup_steps: int = 60
+    final: float = 0.03
+    warmup_steps: int = 40
 
 
 STAGES = (
-    Stage("see at 224", 224, 1500, 28, 2e-3, 1e-4, False, 1.0, _DENSE_MIX),
-    Stage("talk at 224", 224, 2500, 24, 1.2e-3, 2e-4, True, 0.5, _MIX),
-    Stage("see at 448", 448, 150, 12, 8e-4, 2e-4, False, 1.0, _DENSE_MIX, 20),
-    Stage("talk at 448", 448, 2200, 14, 7e-4, 1e-5, True, 0.2, _MIX),
+    Stage("see at 224", 224, 800, 28, {"muon": 0.05, "adamw": 2e-3}, False, 1.0, _DENSE_MIX),
+    Stage("talk at 224", 224, 1700, 26, {"muon": 0.025, "adamw": 2e-3}, True, 0.5, _MIX),
+    Stage("talk at 448", 448, 450, 14, {"muon": 0.012, "adamw": 6e-4}, True, 0.3, _MIX),
 )
 
 
 def learning_rate(stage: Stage, step: int) -> float:
-    """Linear warm-up to peak_rate, then a half cosine to final_rate."""
+    """Share of the peak rates: linear warm-up, then a half cosine down to `final`."""
     warmup = min(1.0, (step + 1) / stage.warmup_steps)
     falling = 0.5 * (1 + math.cos(math.pi * step / stage.steps))
-    return warmup * (stage.final_rate + (stage.peak_rate - stage.final_rate) * falling)
+    return warmup * (stage.final + (1 - stage.final) * falling)

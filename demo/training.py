@@ -16,7 +16,7 @@ from demo.batch import collate, split_by_length
 from demo.dialogue import make_example
 from demo.encoding import Encoded, encode_example
 from demo.loss import DENSE_OUTPUTS, answer_loss, count_exact, dense_loss
-from demo.model import Weights, demo_config, resize_positions, start_weights, visual_features
+from demo.model import Weights, demo_config, start_weights, visual_features
 from demo.stages import STAGES, Stage, learning_rate
 from demo.vocabulary import demo_vocabulary
 from internvl_triton.errors import InvalidCheckpoint
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["State", "Trainer", "draw_rows"]
 
-_MAX_TILES_AT_ONCE = {224: 24, 448: 8}
+_MAX_TILES_AT_ONCE = {224: 32, 448: 8}
+_PATCHES_PER_SIDE = 32  # of a tile of 448 pixels
 _SAVE_SECONDS = 180
 _LOG_STEPS = 25
 _CHECK_STEPS = 250
@@ -76,7 +77,8 @@ class Trainer:
                     "now give; train in a new directory, or restore them"
                 )
         else:
-            weights = start_weights(self.spec(STAGES[0]), seed=seed) | _dense_head(seed)
+            config = demo_config(len(self.tokenizer))
+            weights = start_weights(ModelSpec.from_config(config), seed=seed) | _dense_head(seed)
             self.state = State(0, 0, 0.0, vocabulary.qwen2_tokens, weights, dict(weights))
 
     def spec(self, stage: Stage) -> ModelSpec:
@@ -94,21 +96,19 @@ class Trainer:
 
     def _run_stage(self, stage: Stage, deadline: float) -> None:
         state, spec = self.state, self.spec(stage)
-        state.weights = resize_positions(state.weights, spec)
-        state.average = resize_positions(state.average, spec)
         for tensor in state.weights.values():
             tensor.requires_grad_()
-        optimizer = _optimizer(state.weights, stage)
-        if state.optimizer:
-            optimizer.load_state_dict(state.optimizer)
+        optimizers = _optimizers(state.weights)
+        for name, saved_state in state.optimizer.items():
+            optimizers[name].load_state_dict(saved_state)
         saved = time.monotonic()
         recent: list[dict[str, float]] = []
         while state.step < stage.steps:
             begin = time.monotonic()
-            recent.append(self._step(stage, spec, optimizer))
+            recent.append(self._step(stage, spec, optimizers))
             state.step += 1
             state.seconds += time.monotonic() - begin
-            state.optimizer = optimizer.state_dict()
+            state.optimizer = {name: o.state_dict() for name, o in optimizers.items()}
             if state.step % _LOG_STEPS == 0:
                 self._log(stage, _means(recent))
                 recent = []
@@ -122,42 +122,48 @@ class Trainer:
                 saved = time.monotonic()
         state.stage, state.step, state.optimizer = state.stage + 1, 0, {}
 
-    def _step(self, stage: Stage, spec: ModelSpec, optimizer: Optimizer) -> dict[str, float]:
-        """One update; returns learning rate, losses and dense accuracies of its batch."""
+    def _step(
+        self, stage: Stage, spec: ModelSpec, optimizers: dict[str, Optimizer]
+    ) -> dict[str, float]:
+        """One update; returns share of the peak rate, losses and dense accuracies of its batch."""
         import torch
 
         state = self.state
         weights = state.weights
-        rows = draw_rows(f"{self.seed}/{stage.name}/{state.step}", stage, self.tokenizer, spec)
+        seed = f"{self.seed}/{stage.name}/{state.step}"
+        rows = draw_rows(seed, stage, self.tokenizer, spec)
+        origin = _window_origin(seed, spec)
         num_tiles = sum(len(row.tiles) for row in rows)
         num_tokens = sum(answer.end - answer.begin for row in rows for answer in row.answers)
-        rate = learning_rate(stage, state.step)
-        optimizer.zero_grad(set_to_none=True)
+        share_of_peak = learning_rate(stage, state.step)
+        for name, optimizer in optimizers.items():
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = stage.peak_rates[name] * share_of_peak
         sums: defaultdict[str, float] = defaultdict(float)
         for group in split_by_length(rows, max_tiles=_MAX_TILES_AT_ONCE[stage.tile_size]):
             batch = collate(group, vocab_size=spec.llm.vocab_size)
-            features = visual_features(weights, batch.tiles, spec)
+            features = visual_features(weights, batch.tiles, spec, origin=origin)
             loss = torch.zeros(())
             if stage.dialogues and batch.ids.numel():
                 answers = answer_loss(weights, batch, features, spec) / num_tokens
                 sums["loss"] += answers.item()
                 loss = loss + answers
             if len(batch.tiles):
-                dense, accuracy = dense_loss(weights, batch, features)
+                dense, accuracy = dense_loss(weights, batch, features, origin=origin)
                 share = len(batch.tiles) / num_tiles
                 loss = loss + stage.dense * share * dense
                 sums["dense"] += share * dense.item()
                 for name, value in accuracy.items():
                     sums[name] += share * value
             loss.backward()
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = rate
         torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers.values():
+            optimizer.step()
         decay = min(_AVERAGE, (1 + state.step) / (10 + state.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(state.average.values()), list(weights.values()), 1 - decay)
-        return {"rate": rate, **sums}
+        return {"rate": share_of_peak, **sums}
 
     def _check(self, stage: Stage, spec: ModelSpec) -> dict[str, Any]:
         """Exact answers on scenes that training never draws, by the averaged weights."""
@@ -245,13 +251,27 @@ def _dense_head(seed: int) -> Weights:
     }
 
 
-def _optimizer(weights: Weights, stage: Stage) -> Optimizer:
+def _optimizers(weights: Weights) -> dict[str, Optimizer]:
+    """Muon for the layers' matrices, AdamW for tables, heads, norms and biases."""
     import torch
 
-    matrices = [tensor for tensor in weights.values() if tensor.ndim == 2]
-    others = [tensor for tensor in weights.values() if tensor.ndim != 2]
-    groups = [
-        {"params": matrices, "weight_decay": 0.03},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=stage.peak_rate, betas=(0.9, 0.98), foreach=True)
+    from demo.muon import Muon
+
+    tables = ("embed_tokens", "lm_head", "dense")
+    is_matrix = {
+        name: tensor.ndim == 2 and not any(table in name for table in tables)
+        for name, tensor in weights.items()
+    }
+    matrices = [weights[name] for name in weights if is_matrix[name]]
+    others = [weights[name] for name in weights if not is_matrix[name]]
+    return {
+        "muon": Muon(matrices, 0.0),
+        "adamw": torch.optim.AdamW(others, 0.0, betas=(0.9, 0.98), weight_decay=0.0, foreach=True),
+    }
+
+
+def _window_origin(seed: str, spec: ModelSpec) -> tuple[int, int]:
+    """Where a small tile lies in a tile of 448 pixels: even patches, as tokens are 2 x 2."""
+    free = _PATCHES_PER_SIDE - spec.vision.patches_per_side
+    rng = random.Random(f"window/{seed}")
+    return rng.randrange(0, free + 1, 2), rng.randrange(0, free + 1, 2)

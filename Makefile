@@ -10,6 +10,8 @@ MODEL ?= demo
 TP ?= 1
 PROFILE ?=
 PRECISION ?=
+KV_CACHE ?=
+CALIBRATION ?=
 IMAGE ?=
 PROMPT ?=
 HTTP_PORT ?=
@@ -20,13 +22,26 @@ BATCH ?=
 MAX_TILES ?=
 IMAGES ?=
 MAX_SEQ_LEN ?=
+EXAMPLES ?=
+JSONL ?=
+OUTPUT ?=
+COMPARE ?=
+SERVER ?=
+TARGET ?=
+CONCURRENCY ?=
+MIX ?=
+OPTIONS ?=
+A ?=
+B ?=
+EXAMPLE ?=
+MINUTES ?=
 # The comparisons with transformers need torch. The registry's build brings several GB of CUDA
 # packages, so it is left out, and they are skipped: point pip at CPU wheels with
 # PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS, or set ALLOW_CUDA_TORCH=1.
 ALLOW_CUDA_TORCH ?=
 
 # Recipes read these from the environment, exactly as given: spaces, quotes and dollars survive.
-TEXTS := MODEL TP PROFILE PRECISION IMAGE PROMPT HTTP_PORT GRPC_PORT METRICS_PORT GPU BATCH MAX_TILES IMAGES MAX_SEQ_LEN
+TEXTS := MODEL TP PROFILE PRECISION KV_CACHE CALIBRATION IMAGE PROMPT HTTP_PORT GRPC_PORT METRICS_PORT GPU BATCH MAX_TILES IMAGES MAX_SEQ_LEN EXAMPLES JSONL OUTPUT COMPARE SERVER TARGET CONCURRENCY MIX OPTIONS A B EXAMPLE MINUTES
 $(foreach text,$(TEXTS),$(eval override $(text) := $$(value $(text))))
 export $(TEXTS)
 
@@ -40,6 +55,7 @@ RUN := $(VENV)/bin/python
 # A stamp is touched as the last step of its recipe: a killed installation is done again.
 CREATED := $(VENV)/created.stamp
 RUNTIME := $(VENV)/runtime.stamp
+BENCH := $(VENV)/bench.stamp
 TEST := $(VENV)/test.stamp
 
 ##@ Use
@@ -49,20 +65,24 @@ demo: $(RUNTIME) ## Answer a question about a picture through a real Triton serv
 	@$(RUN) -m clients.demo
 
 .PHONY: engines
-engines: $(RUNTIME) ## Convert MODEL (a name or a directory) for TP GPUs [PROFILE=cpu|gpu] [PRECISION=]
-	@$(RUN) -m build.engines --model="$$MODEL" --tp-size="$$TP" $(if $(PROFILE),--profile="$$PROFILE") $(if $(PRECISION),--precision="$$PRECISION")
+engines: $(RUNTIME) ## Convert MODEL (a name or a directory) for TP GPUs [PROFILE=cpu|gpu] [PRECISION= KV_CACHE= CALIBRATION=dir]
+	@$(RUN) -m build.engines --model="$$MODEL" --tp-size="$$TP" $(if $(PROFILE),--profile="$$PROFILE") $(if $(PRECISION),--precision="$$PRECISION") $(if $(KV_CACHE),--kv-cache="$$KV_CACHE") $(if $(CALIBRATION),--calibration="$$CALIBRATION")
 
 .PHONY: plan
 plan: $(RUNTIME) ## Does MODEL fit? Memory, flags and estimates: GPU=A100-80G TP=2 [BATCH= MAX_TILES= IMAGES= MAX_SEQ_LEN= PRECISION=]
 	@$(RUN) -m build.plan --model="$$MODEL" --gpu="$$GPU" --tp-size="$$TP" $(if $(BATCH),--batch-size="$$BATCH") $(if $(MAX_TILES),--max-tiles="$$MAX_TILES") $(if $(IMAGES),--images="$$IMAGES") $(if $(MAX_SEQ_LEN),--max-seq-len="$$MAX_SEQ_LEN") $(if $(PRECISION),--precision="$$PRECISION")
 
 .PHONY: serve
-serve: $(RUNTIME) ## Serve MODEL until Ctrl-C [TP=] [PROFILE=] [PRECISION=] [HTTP_PORT= GRPC_PORT= METRICS_PORT=]
-	@exec $(RUN) -m build.serve --model="$$MODEL" --tp-size="$$TP" $(if $(PROFILE),--profile="$$PROFILE") $(if $(PRECISION),--precision="$$PRECISION") $(if $(HTTP_PORT),--http-port="$$HTTP_PORT") $(if $(GRPC_PORT),--grpc-port="$$GRPC_PORT") $(if $(METRICS_PORT),--metrics-port="$$METRICS_PORT")
+serve: $(RUNTIME) ## Serve MODEL until Ctrl-C [TP=] [PROFILE=] [PRECISION= KV_CACHE=] [HTTP_PORT= GRPC_PORT= METRICS_PORT=]
+	@exec $(RUN) -m build.serve --model="$$MODEL" --tp-size="$$TP" $(if $(PROFILE),--profile="$$PROFILE") $(if $(PRECISION),--precision="$$PRECISION") $(if $(KV_CACHE),--kv-cache="$$KV_CACHE") $(if $(HTTP_PORT),--http-port="$$HTTP_PORT") $(if $(GRPC_PORT),--grpc-port="$$GRPC_PORT") $(if $(METRICS_PORT),--metrics-port="$$METRICS_PORT")
 
 .PHONY: chat
 chat: $(RUNTIME) ## Ask the served MODEL: PROMPT="..." [IMAGE=file] [GRPC_PORT=]
 	@exec $(RUN) -m clients.chat --model="$$MODEL" --prompt="$$PROMPT" $(if $(IMAGE),--image="$$IMAGE") $(if $(GRPC_PORT),--grpc-port="$$GRPC_PORT")
+
+.PHONY: examples
+examples: $(RUNTIME) ## Ask the running service the model card's examples [EXAMPLE=name] [HTTP_PORT= GRPC_PORT=]
+	@exec $(RUN) -m clients.examples $(if $(HTTP_PORT),--http-port="$$HTTP_PORT") $(if $(GRPC_PORT),--grpc-port="$$GRPC_PORT") $(if $(EXAMPLE),"$$EXAMPLE")
 
 .PHONY: export-llm
 export-llm: $(RUNTIME) ## Write the language model of MODEL as a plain directory for transformers
@@ -89,17 +109,73 @@ format: $(TEST) ## Format the code and repair what ruff can
 check-engines: $(TEST) ## Compile the vision graph of MODEL with TensorRT for RTX, without a GPU
 	@$(RUN) -m build.check_engines --model="$$MODEL"
 
+.PHONY: check-family
+check-family: $(TEST) ## Export, compile and convert all seven sizes at true width [an hour or more, 30 GB of disk]
+	@$(RUN) -m pytest tests/family -m "family or not family" --durations=0
+
+.PHONY: verify
+verify: $(TEST) ## Compare what MODEL was built into with its checkpoint in PyTorch [TP=] [PROFILE=] [PRECISION=]
+	@$(RUN) -m build.verify --model="$$MODEL" --tp-size="$$TP" $(if $(PROFILE),--profile="$$PROFILE") $(if $(PRECISION),--precision="$$PRECISION")
+
 .PHONY: render-configs
 render-configs: $(RUNTIME) ## Write model_repository/*/config.pbtxt from the tensor contract
 	@$(RUN) -m build.render_configs
 
+.PHONY: accuracy
+accuracy: $(RUNTIME) ## How many answers of MODEL are right [EXAMPLES= | JSONL=] [OUTPUT=] [COMPARE=] [SERVER=host:port]
+	@$(RUN) -m benchmarks.accuracy --model="$$MODEL" --tp-size="$$TP" $(if $(PRECISION),--precision="$$PRECISION") $(if $(EXAMPLES),--examples="$$EXAMPLES") $(if $(JSONL),--jsonl="$$JSONL") $(if $(OUTPUT),--output="$$OUTPUT") $(if $(COMPARE),--compare="$$COMPARE") $(if $(SERVER),--server="$$SERVER")
+
+.PHONY: bench
+bench: $(BENCH) ## Load MODEL or TARGET=grpc://...|http://.../v1, and report [CONCURRENCY="1 4"] [MIX="1280x720 text"] [OUTPUT=] [OPTIONS=]
+	@$(RUN) -m benchmarks.bench --model="$$MODEL" --tp-size="$$TP" $(if $(PRECISION),--precision="$$PRECISION") $(if $(TARGET),--target="$$TARGET") $(if $(CONCURRENCY),--concurrency $$CONCURRENCY) $(if $(MIX),--mix $$MIX) $(if $(OUTPUT),--output="$$OUTPUT") $$OPTIONS
+
+.PHONY: bench-compare
+bench-compare: $(BENCH) ## Two runs of `make bench` side by side: A=folder B=folder
+	@$(RUN) -m benchmarks.bench_compare --a="$$A" --b="$$B"
+
+.PHONY: bench-pipeline
+bench-pipeline: $(BENCH) ## What the pipeline itself costs, around engines that answer at once
+	@$(RUN) -m benchmarks.pipeline_cost --model="$$MODEL" $$OPTIONS
+
+.PHONY: bench-preprocessing
+bench-preprocessing: $(TEST) ## Preprocessing beside the model card's code and transformers' processor
+	@$(RUN) -m benchmarks.preprocessing_time $$OPTIONS
+
+.PHONY: bench-engines
+bench-engines: $(TEST) ## The CPU engines of MODEL beside PyTorch and transformers
+	@$(RUN) -m benchmarks.engine_time --model="$$MODEL" $$OPTIONS
+
+.PHONY: bench-perf-analyzer
+bench-perf-analyzer: $(BENCH) ## NVIDIA's perf_analyzer and our generator against a running server [SERVER=host:port] [MIX=]
+	@$(RUN) -m benchmarks.perf_analyzer $(if $(SERVER),--server="$$SERVER") $(if $(MIX),--mix $$MIX) $$OPTIONS
+
 .PHONY: bench-conversion
-bench-conversion: $(RUNTIME) ## Measure the peak memory of the conversion
+bench-conversion: $(RUNTIME) ## Measure time and peak memory of the conversion
 	@$(RUN) -m benchmarks.conversion_memory
+	@$(RUN) -m benchmarks.conversion_time
 
 .PHONY: bench-precision
 bench-precision: $(RUNTIME) ## Compare bf16, int8 and int4 weights of MODEL on the CPU engine
 	@$(RUN) -m benchmarks.precision_agreement --model="$$MODEL"
+
+.PHONY: soak
+soak: $(RUNTIME) ## 64 mixed streams of MODEL for 10 minutes: errors, answers that differ, memory [MINUTES=] [SERVER=host:port]
+	@$(RUN) -m benchmarks.soak --model="$$MODEL" $(if $(MINUTES),--minutes="$$MINUTES") $(if $(SERVER),--server="$$SERVER")
+
+##@ Demo model
+
+.PHONY: train-demo
+train-demo: $(TEST) ## Train the demo model from nothing, or go on with it [two cores, about two hours; Ctrl-C saves]
+	@$(RUN) -m demo.train
+
+.PHONY: export-demo
+export-demo: $(TEST) ## Write what `make train-demo` has so far as demo/checkpoint, with its curve
+	@$(RUN) -m demo.export --directory=demo/checkpoint
+	@$(RUN) -m demo.curve --picture=demo/curve.png
+
+.PHONY: bench-prefix
+bench-prefix: $(RUNTIME) ## Time to first token of a second turn against the first of MODEL [TP=] [SERVER=host:port]
+	@$(RUN) -m benchmarks.prefix_reuse --model="$$MODEL" --tp-size="$$TP" $(if $(SERVER),--server="$$SERVER")
 
 ##@ Set up
 
@@ -135,6 +211,10 @@ $(RUNTIME): requirements/runtime.lock | $(CREATED)
 	@$(RUN) -m pip install --quiet --requirement requirements/runtime.lock
 	@$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@$(RUN) -m build.libpython
+	@touch $@
+
+$(BENCH): requirements/bench.lock $(RUNTIME)
+	@$(RUN) -m pip install --quiet --requirement requirements/bench.lock
 	@touch $@
 
 $(TEST): requirements/test.lock requirements/torch.lock $(RUNTIME)

@@ -67,7 +67,7 @@ def convert_llm(checkpoint: Path, output: Path, tp_size: int) -> tuple[float, in
 
     started = time.perf_counter()
     export_llm(checkpoint, output, tp_size=tp_size, progress=False)
-    return time.perf_counter() - started, _peak_bytes()
+    return time.perf_counter() - started, peak_bytes()
 
 
 def convert_vision(checkpoint: Path, output: Path, _: int) -> tuple[float, int]:
@@ -76,10 +76,10 @@ def convert_vision(checkpoint: Path, output: Path, _: int) -> tuple[float, int]:
 
     started = time.perf_counter()
     export_vision(checkpoint, output, progress=False)
-    return time.perf_counter() - started, _peak_bytes()
+    return time.perf_counter() - started, peak_bytes()
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
 
 

@@ -18,13 +18,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.questions import Question, generate_questions, read_questions
+from benchmarks.questions import Question, read_questions
+from benchmarks.vqa import scene_questions
 from internvl_triton import tensor_contract as contract
 from internvl_triton.artifacts import Artifacts, LLMBuild
 from internvl_triton.cpu_llm.transformer import Segment, Transformer
@@ -153,6 +155,11 @@ def measure(
     return compare(models, prompts, tokenizer, max_tokens=max_tokens, progress=True)
 
 
+def _scene_questions(count: int) -> list[Question]:
+    """Questions about generated scenes, with the right answers that the demo model should give."""
+    return [Question(q.request, q.answers[0]) for q in islice(scene_questions(count), count)]
+
+
 def _prompts(
     artifacts: Artifacts, tokenizer: Tokenizer, questions: Sequence[Question]
 ) -> list[Prompt]:
@@ -256,8 +263,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--precisions", nargs="+", default=["bf16", "int8", "int4"], help="the first is compared to"
     )
-    parser.add_argument("--questions", type=Path, help="JSONL file; default: generated ones")
-    parser.add_argument("--count", type=int, default=12, help="generated questions (%(default)s)")
+    parser.add_argument("--questions", type=Path, help="JSONL file; default: the demo's scenes")
+    parser.add_argument("--count", type=int, default=200, help="of the demo's (%(default)s)")
     parser.add_argument("--max-tokens", type=int, default=32, help="of one answer (%(default)s)")
     parser.add_argument("--tp-size", type=int, default=1, help="(%(default)s)")
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR")
@@ -266,7 +273,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--count and --max-tokens must be at least 1")
     try:
         questions = (
-            read_questions(args.questions) if args.questions else generate_questions(args.count)
+            read_questions(args.questions) if args.questions else _scene_questions(args.count)
         )
         rows = measure(
             args.model,

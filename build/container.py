@@ -1,6 +1,6 @@
-"""Runs `make engines` and `make serve` inside the pinned container, by docker.
+"""Runs `make engines`, `make serve` and the engines of `make verify` in the pinned container.
 
-The image is built from this project (`build/Dockerfile`); artefacts and checkpoint are mounted
+Docker builds its image from this project (`build/Dockerfile`); artefacts and checkpoint are mounted
 where they are on the host, so a path means the same on both sides.
 """
 
@@ -20,7 +20,7 @@ from build.machine import installed_version
 from build.model_source import artifact_name, is_known_name
 from internvl_triton.errors import BuildFailed
 
-__all__ = ["IMAGE_BUILT", "docker_run_command", "enter", "inside"]
+__all__ = ["IMAGE_BUILT", "docker_run_command", "enter", "inside", "run"]
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE_BUILT = f"internvl-triton:{pin.IMAGE.split(':')[1].split('-')[0]}"
@@ -56,9 +56,24 @@ def inside() -> bool:
 def enter(module: str, options: argparse.Namespace) -> NoReturn:
     """Become `python3 -m module` with the same options in the container.
 
-    options: of `module`'s command line; `model` and `artifacts` are made absolute.
+    options: of `module`'s command line; `model`, `artifacts` and `calibration` are made absolute.
     Raises UnknownModel; BuildFailed when docker, its daemon or its access to GPUs is missing.
     """
+    command = _command(module, options)
+    sys.stdout.flush()
+    os.execvp(command[0], command)
+
+
+def run(module: str, options: argparse.Namespace) -> None:
+    """As `enter`, and come back when it has ended well. Raises BuildFailed if it has not."""
+    command = _command(module, options)
+    sys.stdout.flush()
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        raise BuildFailed(f"{module} failed in the container with exit code {code}: see above")
+
+
+def _command(module: str, options: argparse.Namespace) -> list[str]:
     artifact_name(options.model)
     checkpoint = None if is_known_name(options.model) else Path(options.model).resolve()
     artifacts = Path(options.artifacts).resolve()
@@ -68,20 +83,22 @@ def enter(module: str, options: argparse.Namespace) -> NoReturn:
         "model": checkpoint or options.model,
         "artifacts": artifacts,
     }
+    readable = _folders_of(checkpoint) if checkpoint else []
+    if given.get("calibration") is not None:
+        given["calibration"] = Path(options.calibration).resolve()
+        readable.append(given["calibration"])
     arguments = [
         f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None
     ]
     _check_docker()
     _build_image()
     _check_gpus()
-    command = docker_run_command(
+    return docker_run_command(
         ["python3", "-m", module, *arguments],
         writable=artifacts,
-        readable=_folders_of(checkpoint) if checkpoint else (),
+        readable=readable,
         terminal=sys.stdin.isatty() and sys.stdout.isatty(),
     )
-    sys.stdout.flush()
-    os.execvp(command[0], command)
 
 
 def docker_run_command(

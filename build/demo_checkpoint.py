@@ -10,23 +10,31 @@ import os
 import shutil
 from pathlib import Path
 
+from internvl_triton.model_spec import ModelSpec
 from internvl_triton.random_checkpoint import tiny_config, write_random_checkpoint
 
-__all__ = ["DEMO_CONFIG", "ensure_demo_checkpoint"]
+__all__ = ["DEMO", "DEMO_NAMES", "demo_checkpoint", "demo_spec"]
 
-DEMO_SEED = 12
-DEMO_CONFIG = tiny_config("qwen2", "300m", llm_layers=4, vision_layers=3, vocab_size=1283)
+DEMO = "demo"
+DEMO_NAMES = (DEMO,)
+_SEED = 12
+_CONFIG = tiny_config("qwen2", "300m", llm_layers=4, vision_layers=3, vocab_size=1283)
 _DONE = ".complete"
 
 
-def ensure_demo_checkpoint(directory: Path) -> Path:
-    """Write the checkpoint unless it is there already; return `directory`."""
+def demo_checkpoint(name: str, directory: Path) -> Path:
+    """Write the checkpoint called `name` unless it is there already; return `directory`."""
     if (directory / _DONE).is_file():
         return directory
     temporary = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(directory, ignore_errors=True)
-    write_random_checkpoint(temporary, DEMO_CONFIG, seed=DEMO_SEED)
+    write_random_checkpoint(temporary, _CONFIG, seed=_SEED)
     (temporary / _DONE).touch()
     os.replace(temporary, directory)
     return directory
+
+
+def demo_spec(name: str) -> ModelSpec:
+    """Facts of the checkpoint called `name`, from its config alone."""
+    return ModelSpec.from_config(_CONFIG)

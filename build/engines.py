@@ -13,7 +13,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from build import container
-from build.fingerprint import file_hashes, key_of, source_digest
+from build.calibration.steps import calibration_steps
+from build.fingerprint import checkpoint_hash, file_hashes, key_of, source_digest
+from build.gpu_precision import check_cpu_choice, check_gpu_choice, needs_calibration
 from build.gpu_steps import gpu_steps
 from build.machine import Machine, check_buildable, installed_version, this_machine
 from build.model_source import DEMO, artifact_name, resolve_checkpoint
@@ -21,7 +23,7 @@ from build.planner.fits import check_fits
 from build.profile import PROFILES, choose_profile
 from build.repository import SOURCE, assemble_repository
 from build.step import Step
-from export import check_precision, stored_precision
+from export import check_precision
 from internvl_triton.artifacts import Artifacts, LLMBuild, Manifest, Profile
 from internvl_triton.errors import ArtifactMismatch, BuildFailed, InternVLTritonError
 from internvl_triton.limits import Limits
@@ -63,6 +65,8 @@ def build_engines(
     tp_size: int = 1,
     profile: str | None = None,
     precision: str | None = None,
+    kv_cache: str | None = None,
+    calibration: Path | None = None,
     artifacts_dir: Path = Path("artifacts"),
     limits: dict[str, int] | None = None,
     only: Sequence[str] | None = None,
@@ -73,6 +77,9 @@ def build_engines(
     model: "demo", a published name, or a checkpoint directory.
     profile: "gpu" compiles engines too, for the GPUs of this machine and inside the pinned
     container; None is gpu where there is a GPU, else cpu.
+    kv_cache: "fp8" or "int8", for the gpu profile; None has 16 bits.
+    calibration: a directory of pictures and prompts (`build.calibration.samples`) for what is
+    calibrated; None has the built-in ones.
     limits: fields of `Limits` that differ from their defaults.
     only: names of the steps to run, such as ("vision",); None runs all.
 
@@ -87,24 +94,39 @@ def build_engines(
     spec = ModelSpec.from_checkpoint(checkpoint)
     spec.llm.check_tp_size(tp_size)
     precision = precision or default_precision(spec)
-    check_precision(spec, precision, tp_size)
-    if chosen == "gpu" and stored_precision(precision, spec.dtype) == "fp32":
-        raise BuildFailed(
-            "TensorRT-LLM's attention kernels know no fp32, so the gpu profile cannot use "
-            f"precision {precision!r} of this checkpoint; use PRECISION=bf16 or fp16"
+    if machine is None:
+        check_cpu_choice(precision, kv_cache)
+        check_precision(spec, precision, tp_size)
+    else:
+        check_gpu_choice(
+            spec,
+            precision=precision,
+            kv_cache=kv_cache,
+            tp_size=tp_size,
+            gpu=machine.gpus[0].name,
+            compute_capability=machine.gpus[0].compute_capability,
         )
     if machine is not None and only is None:
         checked = Limits.for_model(spec, **(limits or {}))
         gpu = machine.gpus[0].name
-        print(check_fits(spec, limits=checked, gpu=gpu, tp_size=tp_size, precision=precision))
+        print(
+            check_fits(
+                spec,
+                limits=checked,
+                gpu=gpu,
+                tp_size=tp_size,
+                precision=precision,
+                kv_cache=kv_cache or "auto",
+            )
+        )
     artifacts = Artifacts(artifacts_dir / name)
     artifacts.root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(artifacts.root / ".lock", timeout=0)
     try:
         with lock:
-            llm = LLMBuild(precision, tp_size)
+            llm = LLMBuild(precision, tp_size, kv_cache)
             manifest = _new_manifest(artifacts, checkpoint, spec, limits, progress)
-            steps = _steps(artifacts, checkpoint, manifest, llm, machine, progress)
+            steps = _steps(artifacts, checkpoint, manifest, llm, machine, calibration, progress)
             _run(artifacts, manifest, [s for s in steps if only is None or s.name in only])
     except Timeout as error:
         raise BuildFailed(
@@ -128,7 +150,7 @@ def _new_manifest(
         manifest = Manifest(model=artifacts.name)
     hashes = file_hashes(checkpoint, manifest.checkpoint_files, progress=progress)
     manifest.checkpoint_files = hashes
-    manifest.checkpoint_sha256 = key_of([(name, hashes[name]["sha256"]) for name in sorted(hashes)])
+    manifest.checkpoint_sha256 = checkpoint_hash(hashes)
     manifest.versions = _versions()
     manifest.limits = Limits.for_model(spec, **(limits or {})).to_json()
     return manifest
@@ -162,6 +184,7 @@ def _steps(
     manifest: Manifest,
     llm: LLMBuild,
     machine: Machine | None,
+    calibration: Path | None,
     progress: bool,
 ) -> list[Step]:
     """All steps; those of the gpu profile if `machine` is given."""
@@ -212,7 +235,14 @@ def _steps(
     )
     if machine is None:
         return [*portable, repository]
-    return [*portable, *gpu_steps(artifacts, manifest, llm, machine, code, progress), repository]
+    calibrated = []
+    if needs_calibration(llm.precision, llm.kv_cache):
+        portable.pop()  # its checkpoint is made with the vision engine's features instead
+        calibrated = calibration_steps(
+            artifacts, manifest, llm, checkpoint, code, calibration, progress
+        )
+    on_gpu = gpu_steps(artifacts, manifest, llm, machine, code, calibrated, progress)
+    return [*portable, *on_gpu, repository]
 
 
 def _conversion_code() -> list[Path]:
@@ -250,6 +280,13 @@ def main(argv: list[str] | None = None) -> int:
         "--profile", choices=PROFILES, help="default: gpu if there is one, else cpu"
     )
     parser.add_argument("--precision", help="weights of the language model (the checkpoint's)")
+    parser.add_argument("--kv-cache", help="fp8 or int8 keys and values, gpu profile (16 bits)")
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="pictures and prompts for int4_awq, fp8, int8_sq and --kv-cache (built-in ones)",
+    )
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR")
     for limit in _LIMIT_OPTIONS:
         parser.add_argument(
@@ -271,6 +308,8 @@ def main(argv: list[str] | None = None) -> int:
             tp_size=args.tp_size,
             profile=args.profile,
             precision=args.precision,
+            kv_cache=args.kv_cache,
+            calibration=args.calibration,
             artifacts_dir=args.artifacts,
             limits=limits,
         )

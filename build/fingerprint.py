@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["file_hashes", "key_of", "source_digest"]
+__all__ = ["checkpoint_hash", "file_hashes", "key_of", "source_digest"]
 
 _PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt")
 _CHUNK_BYTES = 16 * 2**20
@@ -53,6 +53,11 @@ def file_hashes(
                 "mtime_ns": sizes[path].st_mtime_ns,
             }
     return hashes
+
+
+def checkpoint_hash(hashes: dict[str, dict[str, Any]]) -> str:
+    """One hash of all files that `file_hashes` read, whatever their times."""
+    return key_of([(name, hashes[name]["sha256"]) for name in sorted(hashes)])
 
 
 def key_of(*parts: object) -> str:

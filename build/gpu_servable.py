@@ -15,7 +15,7 @@ VISION_PLAN_STEP = "vision plan"
 
 def check_gpu_servable(artifacts: Artifacts, llm: LLMBuild, machine: Machine) -> None:
     """Raise ArtifactMismatch, one sentence saying what does not fit and what to run."""
-    rebuild = f"run: make engines MODEL={artifacts.name} TP={llm.tp_size} PROFILE=gpu"
+    rebuild = f"run: make engines MODEL={artifacts.name} {llm.options} PROFILE=gpu"
     check_servable(artifacts, llm, steps=(VISION_PLAN_STEP, llm.engine_step), rebuild=rebuild)
     if problem := wrong_container(machine) or mixed_gpus(machine):
         raise ArtifactMismatch(problem)

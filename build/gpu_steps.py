@@ -24,11 +24,13 @@ def gpu_steps(
     llm: LLMBuild,
     machine: Machine,
     code: str,
+    calibrated: list[Step],
     progress: bool,
 ) -> list[Step]:
     """Vision plan and language model engine, for the GPUs of `machine`.
 
     code: digest of the code that made the portable artefacts.
+    calibrated: steps that make the language model's checkpoint with the vision plan's features.
     """
     limits = Limits.from_json(manifest.limits)
     made_with = {
@@ -57,6 +59,7 @@ def gpu_steps(
             ),
             made_with | {"max tiles": str(limits.max_tiles_per_run)},
         ),
+        *calibrated,
         Step(
             llm.engine_step,
             key_of(
@@ -64,6 +67,7 @@ def gpu_steps(
                 source_digest([_FOLDER / "llm_engine.py"]),
                 built_into_llm,
                 llm,
+                [step.key for step in calibrated],
             ),
             artifacts.llm_engine(llm) / "config.json",
             lambda: build_llm_engine(

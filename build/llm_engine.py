@@ -9,15 +9,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-from collections import deque
 from pathlib import Path
 from typing import Any
 
 from build import pin
-from internvl_triton import die_with_parent
+from build.logged_program import run_logged
 from internvl_triton.artifacts import LLMBuild
 from internvl_triton.errors import EngineBuildFailed
 from internvl_triton.limits import Limits
@@ -26,8 +22,6 @@ from internvl_triton.model_spec import ModelSpec
 __all__ = ["build_llm_engine", "engine_problem", "trtllm_build_command"]
 
 PROGRAM = "trtllm-build"
-LOG_LINES_SHOWN = 20
-STOP_TIMEOUT_S = 10.0
 
 
 def trtllm_build_command(
@@ -38,15 +32,20 @@ def trtllm_build_command(
     limits: Limits,
     llm: LLMBuild,
     quant_algo: str | None = None,
+    kv_cache_quant_algo: str | None = None,
 ) -> list[str]:
     """The command line, every flag that shapes the engine explicit.
 
-    quant_algo: of the checkpoint's config.json. The fused MLP knows no quantised weights but FP8.
+    quant_algo, kv_cache_quant_algo: of the checkpoint's config.json. 0.21 (`builder.py`) fuses the
+    MLP of no quantised weights but FP8, has no paged context FMHA with an int8 KV cache or with an
+    fp8 one beside other weights, and wants fp8 context FMHA for fp8 weights and KV cache.
 
     max_multimodal_len is for the whole batch: one request may use max_multimodal_len /
     max_batch_size rows (`promptTuningBuffers.cpp`, mMaxPromptVocabSize).
     max_num_tokens is a whole prompt: context is not chunked.
     """
+    fp8_attention = quant_algo == kv_cache_quant_algo == "FP8"
+    paged = kv_cache_quant_algo is None or fp8_attention
     flags: dict[str, object] = {
         "checkpoint_dir": checkpoint,
         "output_dir": output,
@@ -62,8 +61,8 @@ def trtllm_build_command(
         "gpt_attention_plugin": "auto",
         "context_fmha": "enable",
         "remove_input_padding": "enable",
-        "use_paged_context_fmha": "enable",  # KV reuse needs it
-        "use_fp8_context_fmha": "disable",
+        "use_paged_context_fmha": "enable" if paged else "disable",  # KV reuse needs it
+        "use_fp8_context_fmha": "enable" if fp8_attention else "disable",
         "use_fused_mlp": "enable" if quant_algo in (None, "FP8") else "disable",
         "multiple_profiles": "disable",
         "output_timing_cache": output / "timing.cache",  # its default is the working directory
@@ -94,16 +93,18 @@ def build_llm_engine(
     shutil.rmtree(engine, ignore_errors=True)
     unfinished.mkdir(parents=True)
     log_path = engine.with_name(f"{PROGRAM}.log")
+    quantization = _read(checkpoint)["quantization"]
     command = trtllm_build_command(
         checkpoint,
         unfinished,
         spec=spec,
         limits=limits,
         llm=llm,
-        quant_algo=_read(checkpoint)["quantization"]["quant_algo"],
+        quant_algo=quantization["quant_algo"],
+        kv_cache_quant_algo=quantization["kv_cache_quant_algo"],
     )
     try:
-        _run([program, *command[1:]], log_path)
+        run_logged(PROGRAM, [program, *command[1:]], log_path)
         problem = engine_problem(unfinished, checkpoint, spec=spec, limits=limits, llm=llm)
         if problem:
             raise EngineBuildFailed(f"{PROGRAM} ended well, but {problem} (log: {log_path})")
@@ -133,17 +134,19 @@ def engine_problem(
         ("vocab_size", pretrained["vocab_size"], spec.llm.vocab_size),
         ("hidden_size", pretrained["hidden_size"], spec.llm.hidden_size),
         ("dtype", pretrained["dtype"], converted["dtype"]),
-        (
-            "quant_algo",
-            pretrained["quantization"]["quant_algo"],
-            converted["quantization"]["quant_algo"],
+        *(
+            (key, pretrained["quantization"][key], converted["quantization"][key])
+            for key in ("quant_algo", "kv_cache_quant_algo")
         ),
         ("max_batch_size", build["max_batch_size"], limits.max_batch_size),
         ("max_seq_len", build["max_seq_len"], limits.max_seq_len),
         ("max_beam_width", build["max_beam_width"], 1),
         ("gather_context_logits", bool(build["gather_context_logits"]), False),  # ends KV reuse
     ]
-    for feature in ("use_paged_context_fmha", "context_fmha", "remove_input_padding"):
+    features = ["context_fmha", "remove_input_padding"]
+    if llm.kv_cache is None:  # KV reuse is on for these alone: `GpuDeployment`
+        features.append("use_paged_context_fmha")
+    for feature in features:
         equal.append((feature, build["plugin_config"][feature], True))
     for name, found, wanted in equal:
         if found != wanted:
@@ -168,51 +171,3 @@ def engine_problem(
 def _read(folder: Path) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return config
-
-
-def _run(command: list[str], log_path: Path) -> None:
-    """Run it to its end, its output on the terminal and in `log_path`.
-
-    It gets a session of its own, so that whatever ends this function ends all its workers.
-    """
-    guard = [sys.executable, "-I", str(Path(die_with_parent.__file__)), str(os.getpid())]
-    end_of_log: deque[str] = deque(maxlen=LOG_LINES_SHOWN)
-    with log_path.open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            [*guard, *command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                print(f"  {line}", end="", flush=True)
-                log.write(line)
-                end_of_log.append(line.rstrip())
-            exit_code = process.wait()
-        finally:
-            _end(process)
-    if exit_code:
-        how = f"exit code {exit_code}" if exit_code > 0 else f"signal {-exit_code}"
-        why = " (out of memory?)" if exit_code == -signal.SIGKILL else ""
-        raise EngineBuildFailed(
-            "\n".join([f"{PROGRAM} failed with {how}{why}; the end of {log_path}:", *end_of_log])
-        )
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """End whatever is left of the process and its workers."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, how)
-            process.wait(STOP_TIMEOUT_S)
-        except ProcessLookupError:
-            break
-        except subprocess.TimeoutExpired:
-            continue
-    if process.stdout is not None:
-        process.stdout.close()

@@ -12,7 +12,8 @@ from pathlib import Path
 
 FOLDER = Path("requirements")
 RUNTIME_EXTRAS = ["client", "cpu"]
-TEST_EXTRAS = [*RUNTIME_EXTRAS, "test"]
+BENCH_EXTRAS = [*RUNTIME_EXTRAS, "bench"]
+TEST_EXTRAS = [*BENCH_EXTRAS, "test"]
 # True wherever the locks are used (`environments` in pyproject.toml), so they say nothing.
 ALWAYS_TRUE = {
     "python_full_version < '3.13'",
@@ -68,10 +69,11 @@ def main(argv: list[str] | None = None) -> int:
         for lock in FOLDER.glob("*.lock"):
             lock.unlink()
     FOLDER.mkdir(exist_ok=True)
-    runtime, test = FOLDER / "runtime.lock", FOLDER / "test.lock"
+    runtime, bench, test = (FOLDER / f"{name}.lock" for name in ("runtime", "bench", "test"))
     try:
         write(runtime, resolve(RUNTIME_EXTRAS, current=runtime))
-        everything = resolve(TEST_EXTRAS, current=test, agree_with=runtime)
+        write(bench, resolve(BENCH_EXTRAS, current=bench, agree_with=runtime))
+        everything = resolve(TEST_EXTRAS, current=test, agree_with=bench)
     except subprocess.CalledProcessError as error:
         print("The lock files could not be written: uv says why above.", file=sys.stderr)
         return error.returncode

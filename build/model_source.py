@@ -5,21 +5,29 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from build.demo_checkpoint import ensure_demo_checkpoint
+from build.demo_checkpoint import DEMO, DEMO_NAMES, demo_checkpoint
 from internvl_triton.errors import DownloadFailed, UnknownModel
-from internvl_triton.published_models import HUB_ORGANISATION, PUBLISHED_MODELS
+from internvl_triton.published_models import (
+    HUB_ORGANISATION,
+    NOT_CONVERTED,
+    OTHER_GENERATIONS,
+    PUBLISHED_MODELS,
+)
 
 __all__ = ["DEMO", "artifact_name", "is_known_name", "resolve_checkpoint"]
 
-DEMO = "demo"
 # The -MPO checkpoints share architecture and format with the sizes they were tuned from.
-NAMES = (*PUBLISHED_MODELS, *(f"{name}-MPO" for name in PUBLISHED_MODELS))
+NAMES = (
+    *PUBLISHED_MODELS,
+    *(f"{name}-MPO" for name in PUBLISHED_MODELS),
+    *OTHER_GENERATIONS,
+)
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
 
 
 def is_known_name(model: str) -> bool:
     """Whether MODEL is a name of ours; then it is no directory, even if there is one."""
-    return model.removeprefix(f"{HUB_ORGANISATION}/") in (DEMO, *NAMES)
+    return model.removeprefix(f"{HUB_ORGANISATION}/") in (*DEMO_NAMES, *NAMES)
 
 
 def artifact_name(model: str) -> str:
@@ -33,24 +41,41 @@ def artifact_name(model: str) -> str:
         return name
     if model and Path(model).is_dir():
         return Path(model).resolve().name
-    close = difflib.get_close_matches(name, [DEMO, *NAMES], n=1)
+    _check_converted(name)
+    close = difflib.get_close_matches(name, [*DEMO_NAMES, *NAMES], n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     raise UnknownModel(
         f"MODEL={model!r} is neither a directory nor a known name{hint}. "
-        f"Names: {DEMO}, {', '.join(NAMES)}. Or pass a local checkpoint directory: "
-        "MODEL=path/to/checkpoint"
+        f"Names: {', '.join((*DEMO_NAMES, *NAMES))}. "
+        "Or pass a local checkpoint directory: MODEL=path/to/checkpoint"
     )
 
 
+def _check_converted(name: str) -> None:
+    """Raise UnknownModel for a published name that is known not to be convertible."""
+    if name.endswith("-hf"):
+        raise UnknownModel(
+            f"MODEL={name!r} is in transformers' own format; use OpenGVLab's original one: "
+            f"MODEL={name.removesuffix('-hf')}"
+        )
+    if name in NOT_CONVERTED:
+        raise UnknownModel(f"MODEL={name!r} cannot be converted: {NOT_CONVERTED[name]}")
+    if name.startswith("InternVL3_5-"):
+        raise UnknownModel(
+            f"MODEL={name!r} cannot be converted: InternVL3.5's language models are Qwen3 and "
+            "GPT-OSS; use InternVL3-8B or another InternVL3"
+        )
+
+
 def resolve_checkpoint(model: str, artifacts_dir: Path) -> Path:
-    """The checkpoint directory of MODEL: made (demo), downloaded from the model hub, or local.
+    """The checkpoint directory of MODEL: ours (the demo), downloaded from the model hub, or local.
 
     Raises UnknownModel; DownloadFailed, with how to pass a local directory.
     """
     name = artifact_name(model)
     target = artifacts_dir / "checkpoints" / name
-    if model == DEMO:
-        return ensure_demo_checkpoint(target)
+    if model in DEMO_NAMES:
+        return demo_checkpoint(model, target)
     if model.removeprefix(f"{HUB_ORGANISATION}/") in NAMES:
         return _download(name, target)
     return Path(model).resolve()

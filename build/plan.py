@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from build.demo_checkpoint import DEMO_CONFIG
+from build.demo_checkpoint import DEMO_NAMES, demo_spec
 from build.model_source import DEMO, artifact_name, is_known_name
 from build.planner.deployment import Deployment
 from build.planner.gpus import GPUS, named_gpu
@@ -44,8 +44,8 @@ def spec_of(model: str) -> ModelSpec:
     name = artifact_name(model)
     if not is_known_name(model):
         return ModelSpec.from_checkpoint(Path(model))
-    if name == DEMO:
-        return ModelSpec.from_config(DEMO_CONFIG)
+    if name in DEMO_NAMES:
+        return demo_spec(name)
     return ModelSpec.from_config(published_config(name.removesuffix("-MPO")))
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from build.demo_checkpoint import DEMO_CONFIG
-from build.model_source import DEMO
+from build.demo_checkpoint import DEMO, demo_spec
 from build.repository import SOURCE
 from internvl_triton.artifacts import Artifacts, LLMBuild
 from internvl_triton.limits import Limits
-from internvl_triton.model_spec import ModelSpec
 from internvl_triton.triton_config import Deployment, render_repository
 
 __all__ = ["committed_configs"]
@@ -18,7 +16,7 @@ __all__ = ["committed_configs"]
 
 def committed_configs() -> dict[str, str]:
     """Model name -> config.pbtxt text, serving artifacts/demo from the project's own folder."""
-    spec = ModelSpec.from_config(DEMO_CONFIG)
+    spec = demo_spec(DEMO)
     root = Path("artifacts") / DEMO
     llm = Artifacts(root).llm_checkpoint(LLMBuild("bf16", 1))
     return render_repository(

@@ -10,17 +10,22 @@ from pathlib import Path
 from internvl_triton import tensor_contract as contract
 from internvl_triton.artifacts import Artifacts, LLMBuild, Profile
 from internvl_triton.gpu_deployment import GpuDeployment
+from internvl_triton.guides import xgrammar_tokenizer_info
+from internvl_triton.tokenizer import load_tokenizer
 from internvl_triton.triton_config import Deployment, render_repository
 
 __all__ = ["SOURCE", "assemble_repository", "deployment_of", "gpu_deployment"]
 
+TOKENIZER_INFO = "xgrammar_tokenizer_info.json"
 SOURCE = Path(__file__).resolve().parent.parent / "model_repository"
 
 
 def gpu_deployment(artifacts: Artifacts, llm: LLMBuild) -> GpuDeployment:
     """The engines that were built for `llm`."""
     config = json.loads((artifacts.llm_checkpoint(llm) / "config.json").read_text(encoding="utf-8"))
-    return GpuDeployment(artifacts.llm_engine(llm).resolve(), config["dtype"], llm.tp_size)
+    engine = artifacts.llm_engine(llm).resolve()
+    tokenizer_info = artifacts.repository.resolve() / contract.TENSORRT_LLM.name / TOKENIZER_INFO
+    return GpuDeployment(engine, config["dtype"], llm.tp_size, llm.kv_cache, tokenizer_info)
 
 
 def deployment_of(artifacts: Artifacts, llm: LLMBuild, profile: Profile = "cpu") -> Deployment:
@@ -52,6 +57,12 @@ def assemble_repository(artifacts: Artifacts, llm: LLMBuild, profile: Profile = 
         (temporary / name / "config.pbtxt").write_text(text, encoding="utf-8")
         if name not in without_code:
             shutil.copyfile(SOURCE / name / "1" / "model.py", version / "model.py")
+    if profile == "gpu":
+        info = xgrammar_tokenizer_info(
+            load_tokenizer(artifacts.tokenizer_dir), artifacts.spec().llm.vocab_size
+        )
+        path = temporary / contract.TENSORRT_LLM.name / TOKENIZER_INFO
+        path.write_text(json.dumps(info), encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)
     return target

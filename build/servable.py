@@ -13,11 +13,7 @@ __all__ = ["built_llms", "check_servable"]
 def built_llms(artifacts: Artifacts) -> list[LLMBuild]:
     """The converted language models that the manifest knows, in the order they were built."""
     names = [step.removeprefix("llm ") for step in artifacts.manifest().steps if step[:4] == "llm "]
-    builds = []
-    for name in names:
-        precision, _, tp_size = name.rpartition("-tp")
-        builds.append(LLMBuild(precision, int(tp_size)))
-    return builds
+    return [LLMBuild.from_name(name) for name in names]
 
 
 def check_servable(

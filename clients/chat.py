@@ -10,15 +10,20 @@ from pathlib import Path
 from internvl_triton.client import Answer, Client
 from internvl_triton.errors import InternVLTritonError, InvalidRequest
 
-__all__ = ["read_image", "summary"]
+__all__ = ["read_file", "read_image", "summary"]
 
 
-def read_image(path: str) -> bytes:
-    """The file's bytes. Raises InvalidRequest when it cannot be read."""
+def read_file(name: str, path: str) -> bytes:
+    """The file's bytes. Raises InvalidRequest with `name`=... when it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise InvalidRequest(f"IMAGE={path!r} cannot be read: {error.strerror}") from error
+        raise InvalidRequest(f"{name}={path!r} cannot be read: {error.strerror}") from error
+
+
+def read_image(path: str) -> bytes:
+    """As `read_file`, for IMAGE."""
+    return read_file("IMAGE", path)
 
 
 def summary(answer: Answer) -> str:

@@ -4,8 +4,13 @@ from importlib import import_module
 from typing import Any
 
 _MODULE_OF = {
+    "SAMPLES": "demo.sample_requests",
+    "SampleQuestion": "demo.sample_requests",
     "evaluation_examples": "demo.evaluate",
+    "internlm2_config": "demo.internlm2_layout",
+    "sample_questions": "demo.sample_requests",
     "service_request": "demo.request",
+    "write_internlm2_layout": "demo.internlm2_layout",
 }
 __all__ = list(_MODULE_OF)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from demo.scene import (
@@ -22,7 +22,14 @@ from demo.scene import (
     texture_scene,
 )
 
-__all__ = ["EXAMPLE_KINDS", "QUESTION_KINDS", "Example", "Exchange", "make_example"]
+__all__ = [
+    "EXAMPLE_KINDS",
+    "QUESTION_KINDS",
+    "Example",
+    "Exchange",
+    "make_example",
+    "some_branches",
+]
 
 QUESTION_KINDS = (
     "describe",
@@ -136,6 +143,19 @@ _TEXT_EXCHANGES = (
 def make_example(rng: random.Random, kind: str, *, tile_size: int) -> Example:
     """A random example of one of EXAMPLE_KINDS, its pictures made of tile_size tiles."""
     return EXAMPLE_KINDS[kind](rng, tile_size)
+
+
+def some_branches(rng: random.Random, example: Example, *, count: int = 4) -> Example:
+    """The example with at most `count` of its branches, the easy kinds seldom.
+
+    More pictures teach more than more questions about one picture.
+    """
+    left = list(example.branches)
+    chosen: list[Branch] = []
+    while left and len(chosen) < count:
+        weights = [0.3 if branch[-1].kind in ("shape", "count") else 1.0 for branch in left]
+        chosen.append(left.pop(rng.choices(range(len(left)), weights)[0]))
+    return replace(example, branches=tuple(chosen))
 
 
 def _one_tile(rng: random.Random, tile_size: int) -> Example:

@@ -43,9 +43,7 @@ def write_internlm2_layout(source: Path, directory: Path) -> Path:
     """
     vocabulary = demo_vocabulary()
     qwen2 = Checkpoint(source)
-    config = internlm2_config(
-        json.loads((source / "config.json").read_text(encoding="utf-8")), vocabulary
-    )
+    config = internlm2_config(json.loads((source / "config.json").read_text(encoding="utf-8")))
     spec = ModelSpec.from_config(config)
     shapes = checkpoint_shapes(spec)
     directory.mkdir(parents=True, exist_ok=True)
@@ -60,13 +58,13 @@ def write_internlm2_layout(source: Path, directory: Path) -> Path:
     return directory
 
 
-def internlm2_config(config: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
+def internlm2_config(config: dict[str, Any]) -> dict[str, Any]:
     """The Qwen2 layout's config.json for the InternLM2 layout."""
     llm = {key: value for key, value in config["llm_config"].items() if key != "use_sliding_window"}
     llm |= {
         "architectures": ["InternLM2ForCausalLM"],
         "model_type": "internlm2",
-        "vocab_size": len(vocabulary.internlm2_tokens),
+        "vocab_size": len(demo_vocabulary().internlm2_tokens),
         "bias": False,
         "rope_scaling": {"type": "dynamic", "factor": 2.0},
     }

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DENSE_OUTPUTS", "answer_logits", "answer_loss", "count_exact", "dense_loss", "embed"]
 
+_LOUDNESS = 10.0  # between the tile's two ends, in the unit of the features
 _TOKENS_PER_SIDE = 16  # of a tile of 448 pixels
 _COLORS, _KINDS, _DIGITS = 1 + len(COLORS), 1 + len(KINDS), 4 * 11
 # colour, kind, a digit for each of the token's four patches, and the token's place (x, y)
@@ -70,7 +71,7 @@ def dense_loss(
     from torch.nn import functional
 
     outputs = functional.linear(features, head["dense.weight"], head["dense.bias"])
-    color, kind, digit, place = outputs.split([_COLORS, _KINDS, _DIGITS, 2], -1)
+    color, kind, digit, _ = outputs.split([_COLORS, _KINDS, _DIGITS, 2], -1)
     digit = digit.unflatten(-1, (4, 11))
     loss = outputs.new_zeros(())
     accuracy = {}
@@ -92,7 +93,10 @@ def dense_loss(
     rows, columns = ((torch.arange(side) + 0.5 + first / 2) / _TOKENS_PER_SIDE for first in origin)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     wanted = torch.stack([x, y], -1).flatten(0, 1)
-    return loss + 4 * (place - wanted).square().mean(), accuracy
+    # Read along directions of length 1, so that a place is as loud as a colour in the features.
+    directions = functional.normalize(head["dense.weight"][-2:], dim=1)
+    place = functional.linear(features, directions, head["dense.bias"][-2:])
+    return loss + 0.1 * (place - _LOUDNESS * (wanted - 0.5)).square().mean(), accuracy
 
 
 def count_exact(

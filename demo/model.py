@@ -63,7 +63,11 @@ def demo_config(vocab_size: int, *, tile_size: int = 448) -> dict[str, Any]:
 
 
 def start_weights(spec: ModelSpec, *, seed: int) -> Weights:
-    """Random float32 weights, the same for the same seed."""
+    """Random float32 weights, the same for the same seed.
+
+    Token embeddings are about as large as visual features: much smaller ones drown in what the
+    first layer adds to them, and then no question about a word is understood.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -81,7 +85,8 @@ def start_weights(spec: ModelSpec, *, seed: int) -> Weights:
             fan_in = shape[1] if len(shape) == 2 and "embed" not in name else 2500
             if "patch_embedding" in name:
                 fan_in = 3 * spec.vision.patch_size**2
-            weights[name] = torch.randn(shape, generator=generator) * min(0.06, fan_in**-0.5)
+            scale = 0.5 if "embed_tokens" in name else min(0.06, fan_in**-0.5)
+            weights[name] = torch.randn(shape, generator=generator) * scale
     return weights
 
 

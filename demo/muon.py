@@ -12,8 +12,6 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -28,6 +26,8 @@ def orthogonalized(matrices: Tensor, *, steps: int = 5) -> Tensor:
 
     Newton-Schulz iteration: X <- a X + (b G + c G G) X with G = X X^T.
     """
+    import torch
+
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else matrices.mT
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
@@ -37,10 +37,11 @@ def orthogonalized(matrices: Tensor, *, steps: int = 5) -> Tensor:
     return x if wide else x.mT
 
 
-class Muon(torch.optim.Optimizer):
+class Muon:
     """params: matrices (rows = outputs, columns = inputs), float32.
 
-    An update has the size lr * sqrt(max(1, rows / columns)) in every direction.
+    An update has the size lr * sqrt(max(1, rows / columns)) in every direction. It has the
+    interface of torch's optimizers as far as the training uses it.
     """
 
     def __init__(
@@ -51,25 +52,39 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.01,
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.params = list(params)
+        self.param_groups: list[dict[str, Any]] = [{"lr": lr}]
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.momenta: dict[int, Tensor] = {}  # by the parameter's number
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            same_shape: defaultdict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-            for parameter in group["params"]:
+    def zero_grad(self, *, set_to_none: bool = True) -> None:
+        for parameter in self.params:
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"momenta": self.momenta}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.momenta = dict(state["momenta"])
+
+    def step(self) -> None:
+        import torch
+
+        lr = self.param_groups[0]["lr"]
+        same_shape: defaultdict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        with torch.no_grad():
+            for number, parameter in enumerate(self.params):
                 if parameter.grad is None:
                     continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+                momentum = self.momenta.setdefault(number, torch.zeros_like(parameter))
+                momentum.lerp_(parameter.grad, 1 - self.momentum)
                 # Nesterov's look ahead
-                update = parameter.grad.lerp(state["momentum"], group["momentum"])
-                same_shape[parameter.shape].append((parameter, update))
+                update = parameter.grad.lerp(momentum, self.momentum)
+                same_shape[tuple(parameter.shape)].append((parameter, update))
             for (rows, columns), pairs in same_shape.items():
                 updates = orthogonalized(torch.stack([update for _, update in pairs]))
-                scale = group["lr"] * max(1.0, rows / columns) ** 0.5
+                scale = lr * max(1.0, rows / columns) ** 0.5
                 for (parameter, _), update in zip(pairs, updates, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.mul_(1 - lr * self.weight_decay)
                     parameter.add_(update, alpha=-scale)

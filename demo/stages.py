@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 __all__ = ["STAGES", "Stage", "learning_rate"]
 
@@ -21,31 +22,44 @@ _MIX = {
 _DENSE_MIX = {"crowd": 0.8, "one_tile": 0.1, "small_print": 0.1}
 
 
+Learner = Literal["tower", "language", "all"]
+
+
 @dataclass(frozen=True)
 class Stage:
     """tiles_per_step: examples are drawn until they have this many tiles.
 
-    peak_rates: of each optimizer. dense: weight of the loss that asks every visual token what it
-    shows. Without `dialogues` it is the only loss, and only the vision tower and the projector
-    learn.
+    learns: the vision tower and the projector, from what every visual token should show; the
+    language model, from questions and answers, while the tower stands still; or everything, from
+    both. peak_rates: of each optimizer.
     """
 
     name: str
+    learns: Learner
     tile_size: int
     steps: int
     tiles_per_step: int
     peak_rates: Mapping[str, float]
-    dialogues: bool
-    dense: float
     mix: Mapping[str, float]
     final: float = 0.03
     warmup_steps: int = 40
 
+    @property
+    def has_dialogues(self) -> bool:
+        return self.learns != "tower"
+
+    @property
+    def has_labels(self) -> bool:
+        return self.learns != "language"
+
+
+_TALK_MIX = {kind: share for kind, share in _MIX.items() if kind != "crowd"}
 
 STAGES = (
-    Stage("see at 224", 224, 800, 28, {"muon": 0.05, "adamw": 2e-3}, False, 1.0, _DENSE_MIX),
-    Stage("talk at 224", 224, 1700, 26, {"muon": 0.025, "adamw": 2e-3}, True, 0.5, _MIX),
-    Stage("talk at 448", 448, 450, 14, {"muon": 0.012, "adamw": 6e-4}, True, 0.3, _MIX),
+    Stage("see at 224", "tower", 224, 800, 28, {"muon": 0.05, "adamw": 2e-3}, _DENSE_MIX),
+    Stage("talk at 224", "language", 224, 700, 32, {"muon": 0.0, "adamw": 1.5e-3}, _TALK_MIX, 0.3),
+    Stage("see at 448", "tower", 448, 150, 10, {"muon": 0.01, "adamw": 4e-4}, _DENSE_MIX),
+    Stage("talk at 448", "language", 448, 500, 14, {"muon": 0.0, "adamw": 7e-4}, _TALK_MIX),
 )
 
 

@@ -10,21 +10,19 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from demo.batch import collate, split_by_length
-from demo.dialogue import make_example
+from demo.dialogue import make_example, some_branches
 from demo.encoding import Encoded, encode_example
 from demo.loss import DENSE_OUTPUTS, answer_loss, count_exact, dense_loss
 from demo.model import Weights, demo_config, start_weights, visual_features
+from demo.muon import Muon
 from demo.stages import STAGES, Stage, learning_rate
 from demo.vocabulary import demo_vocabulary
 from internvl_triton.errors import InvalidCheckpoint
 from internvl_triton.model_spec import ModelSpec
 from internvl_triton.tokenizer import Tokenizer, load_tokenizer
-
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
 
 __all__ = ["State", "Trainer", "draw_rows"]
 
@@ -33,7 +31,7 @@ _PATCHES_PER_SIDE = 32  # of a tile of 448 pixels
 _SAVE_SECONDS = 180
 _LOG_STEPS = 25
 _CHECK_STEPS = 250
-_AVERAGE = 0.998  # decay of the average of the weights, which is what gets exported
+_AVERAGE = 0.99  # decay of the average of the weights, which is what gets exported
 
 
 @dataclass
@@ -53,7 +51,10 @@ class State:
 
 
 class Trainer:
-    """Goes through STAGES from where the state in `directory` is."""
+    """Goes through STAGES from where the state in `directory` is.
+
+    Each stage begins with the average weights of the one before.
+    """
 
     def __init__(self, directory: Path, *, seed: int, threads: int) -> None:
         import torch
@@ -79,7 +80,8 @@ class Trainer:
         else:
             config = demo_config(len(self.tokenizer))
             weights = start_weights(ModelSpec.from_config(config), seed=seed) | _dense_head(seed)
-            self.state = State(0, 0, 0.0, vocabulary.qwen2_tokens, weights, dict(weights))
+            average = {name: tensor.clone() for name, tensor in weights.items()}
+            self.state = State(0, 0, 0.0, vocabulary.qwen2_tokens, weights, average)
 
     def spec(self, stage: Stage) -> ModelSpec:
         return ModelSpec.from_config(demo_config(len(self.tokenizer), tile_size=stage.tile_size))
@@ -112,7 +114,7 @@ class Trainer:
             if state.step % _LOG_STEPS == 0:
                 self._log(stage, _means(recent))
                 recent = []
-            if stage.dialogues and state.step % _CHECK_STEPS == 0:
+            if stage.has_dialogues and state.step % _CHECK_STEPS == 0:
                 self._log(stage, self._check(stage, spec))
             self.stopping = self.stopping or time.monotonic() > deadline
             if self.stopping:
@@ -121,10 +123,9 @@ class Trainer:
                 self._save()
                 saved = time.monotonic()
         state.stage, state.step, state.optimizer = state.stage + 1, 0, {}
+        state.weights = {name: tensor.detach().clone() for name, tensor in state.average.items()}
 
-    def _step(
-        self, stage: Stage, spec: ModelSpec, optimizers: dict[str, Optimizer]
-    ) -> dict[str, float]:
+    def _step(self, stage: Stage, spec: ModelSpec, optimizers: dict[str, Any]) -> dict[str, float]:
         """One update; returns share of the peak rate, losses and dense accuracies of its batch."""
         import torch
 
@@ -138,25 +139,27 @@ class Trainer:
         share_of_peak = learning_rate(stage, state.step)
         for name, optimizer in optimizers.items():
             optimizer.zero_grad(set_to_none=True)
-            for group in optimizer.param_groups:
-                group["lr"] = stage.peak_rates[name] * share_of_peak
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = stage.peak_rates[name] * share_of_peak
         sums: defaultdict[str, float] = defaultdict(float)
         for group in split_by_length(rows, max_tiles=_MAX_TILES_AT_ONCE[stage.tile_size]):
             batch = collate(group, vocab_size=spec.llm.vocab_size)
-            features = visual_features(weights, batch.tiles, spec, origin=origin)
+            with torch.set_grad_enabled(stage.has_labels):
+                features = visual_features(weights, batch.tiles, spec, origin=origin)
             loss = torch.zeros(())
-            if stage.dialogues and batch.ids.numel():
+            if stage.has_dialogues and batch.ids.numel():
                 answers = answer_loss(weights, batch, features, spec) / num_tokens
                 sums["loss"] += answers.item()
                 loss = loss + answers
-            if len(batch.tiles):
+            if stage.has_labels and len(batch.tiles):
                 dense, accuracy = dense_loss(weights, batch, features, origin=origin)
                 share = len(batch.tiles) / num_tiles
-                loss = loss + stage.dense * share * dense
+                loss = loss + share * dense
                 sums["dense"] += share * dense.item()
                 for name, value in accuracy.items():
                     sums[name] += share * value
-            loss.backward()
+            if loss.requires_grad:
+                loss.backward()
         torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
         for optimizer in optimizers.values():
             optimizer.step()
@@ -226,7 +229,7 @@ def draw_rows(seed: str, stage: Stage, tokenizer: Tokenizer, spec: ModelSpec) ->
     rows = []
     tiles = 0.0
     for kind in _kinds(rng, stage):
-        example = make_example(rng, kind, tile_size=stage.tile_size)
+        example = some_branches(rng, make_example(rng, kind, tile_size=stage.tile_size))
         rows.append(
             encode_example(example, tokenizer=tokenizer, spec=spec, bos=rng.random() < 0.5, rng=rng)
         )
@@ -251,15 +254,12 @@ def _dense_head(seed: int) -> Weights:
     }
 
 
-def _optimizers(weights: Weights) -> dict[str, Optimizer]:
-    """Muon for the layers' matrices, AdamW for tables, heads, norms and biases."""
+def _optimizers(weights: Weights) -> dict[str, Any]:
+    """Muon for the matrices of the tower and the projector, AdamW for everything else."""
     import torch
 
-    from demo.muon import Muon
-
-    tables = ("embed_tokens", "lm_head", "dense")
     is_matrix = {
-        name: tensor.ndim == 2 and not any(table in name for table in tables)
+        name: tensor.ndim == 2 and name.startswith(("vision_model", "mlp1"))
         for name, tensor in weights.items()
     }
     matrices = [weights[name] for name in weights if is_matrix[name]]

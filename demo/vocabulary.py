@@ -154,6 +154,7 @@ class Vocabulary:
         )
 
 
+@lru_cache(maxsize=1)
 def demo_vocabulary() -> Vocabulary:
     """The vocabulary of the demo's questions and answers; the same until one of them changes."""
     texts = {"user\n", "assistant\n", *(f"Frame{number}: " for number in range(1, 9))}

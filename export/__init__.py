@@ -4,8 +4,12 @@ from importlib import import_module
 from typing import Any
 
 _MODULE_OF = {
+    "CALIBRATED": "export.precision",
+    "DTYPES": "export.precision",
     "PRECISIONS": "export.precision",
+    "QUANT_ALGOS": "export.precision",
     "check_precision": "export.precision",
+    "checkpoint_config": "export.llm_checkpoint",
     "export_hf_llm": "export.hf_llm",
     "export_llm": "export.llm_checkpoint",
     "export_vision": "export.vision_onnx",

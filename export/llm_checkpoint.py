@@ -44,7 +44,7 @@ from internvl_triton.errors import InternVLTritonError, InvalidCheckpoint
 from internvl_triton.model_spec import LLMSpec, ModelSpec
 from internvl_triton.safetensors_file import SafetensorsWriter, num_bytes
 
-__all__ = ["export_llm"]
+__all__ = ["checkpoint_config", "export_llm"]
 
 _STORED_DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}  # safetensors' names
 _NUMPY_DTYPES = {
@@ -133,16 +133,24 @@ def export_llm(
                     for writer, part in zip(ranks, parts, strict=True):
                         _write(writer, target, first_row, part, stored_dtype, source)
                 bar.update(math.prod(shape))
-        config = trtllm_config(
-            spec.llm,
-            tp_size=tp_size,
-            dtype=DTYPES[stored],
-            quant_algo=QUANT_ALGOS.get(precision or stored),
-        )
+        config = checkpoint_config(spec, tp_size=tp_size, precision=precision)
         (unfinished / "config.json").write_text(
             json.dumps(config, indent=2) + "\n", encoding="utf-8"
         )
     return output_dir
+
+
+def checkpoint_config(
+    spec: ModelSpec, *, tp_size: int, precision: str | None, kv_cache: str | None = None
+) -> dict[str, Any]:
+    """config.json of the checkpoint. precision: any known one; kv_cache: "fp8", "int8" or None."""
+    return trtllm_config(
+        spec.llm,
+        tp_size=tp_size,
+        dtype=DTYPES[stored_precision(precision, spec.dtype)],
+        quant_algo=QUANT_ALGOS.get(precision or ""),
+        kv_cache_quant_algo=kv_cache and kv_cache.upper(),
+    )
 
 
 def _divide(

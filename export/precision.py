@@ -7,6 +7,9 @@ quantises:
   (`tensorrt_llm/models/modeling_utils.py`) -> `weight_only_quantize_dict`
   (`models/convert_utils.py`), which takes every layer matrix that is not int8 yet;
 - the CPU engine: `internvl_triton/cpu_llm/weight_only.py`, with the same arithmetic.
+"int4_awq", "fp8" and "int8_sq" are calibrated: `build/calibration/` makes their checkpoints, with
+pictures and on a GPU; nothing here does.
+
 Integers in the file would be taken as they are, so they would have to be in the order that the
 kernels of one GPU generation want (`preprocess_weights_for_mixed_gemm`): such a file fits no other
 GPU, and integers in natural order would give nonsense without an error. The price is that the
@@ -20,12 +23,26 @@ from internvl_triton.cpu_llm.weight_only import is_quantized
 from internvl_triton.errors import BuildFailed, InvalidTensorParallel
 from internvl_triton.model_spec import LLMSpec, ModelSpec
 
-__all__ = ["DTYPES", "PRECISIONS", "QUANT_ALGOS", "check_precision", "stored_precision"]
+__all__ = [
+    "CALIBRATED",
+    "DTYPES",
+    "PRECISIONS",
+    "QUANT_ALGOS",
+    "check_precision",
+    "stored_precision",
+]
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # -> dtype in config.json
-QUANT_ALGOS = {"int8": "W8A16", "int4": "W4A16"}  # -> quant_algo in config.json
-PRECISIONS = (*DTYPES, *QUANT_ALGOS)
-_CALIBRATED = ("int4_awq", "fp8", "int8_sq")
+WEIGHT_ONLY = ("int8", "int4")
+CALIBRATED = ("int4_awq", "fp8", "int8_sq")
+QUANT_ALGOS = {  # -> quant_algo in config.json
+    "int8": "W8A16",
+    "int4": "W4A16",
+    "int4_awq": "W4A16_AWQ",
+    "fp8": "FP8",
+    "int8_sq": "W8A8_SQ_PER_CHANNEL",
+}
+PRECISIONS = (*DTYPES, *WEIGHT_ONLY)  # of the converter
 # "Our kernels only handle dims which are multiples of 64 for weight-only quantization":
 # cpp/tensorrt_llm/kernels/cutlass_kernels/cutlass_preprocessors.cpp, and WeightOnlyQuantLinear in
 # tensorrt_llm/quantization/layers.py, whose parameters have no other shape.
@@ -35,9 +52,8 @@ _MULTIPLE = 64
 def stored_precision(precision: str | None, torch_dtype: str) -> str:
     """Of the tensors in the files and of activations: "bf16", "fp16" or "fp32".
 
-    precision: one that `check_precision` passed, or None. None and the weight-only ones keep the
-    checkpoint's `torch_dtype`; but activations of W8A16 and W4A16 have 16 bits, so a float32
-    checkpoint becomes bf16 for them.
+    precision: a known one, or None. None and quantised ones keep the checkpoint's `torch_dtype`;
+    but what stays unquantised in those has 16 bits, so a float32 checkpoint becomes bf16 for them.
     """
     if precision is not None and precision in DTYPES:
         return precision
@@ -52,14 +68,14 @@ def check_precision(spec: ModelSpec, precision: str, tp_size: int) -> None:
     Raises BuildFailed for a precision that is unknown, that needs a GPU to calibrate it, or that
     this model cannot have at all; InvalidTensorParallel if it can at another tp_size.
     """
-    if precision in _CALIBRATED:
+    if precision in CALIBRATED:
         raise BuildFailed(
             f"precision {precision!r} is calibrated on a GPU, which this converter does not do; "
             f"it writes {', '.join(PRECISIONS)}, of which int8 and int4 need no calibration"
         )
     if precision not in PRECISIONS:
         raise BuildFailed(f"precision is {precision!r}; use one of {', '.join(PRECISIONS)}")
-    if precision not in QUANT_ALGOS:
+    if precision not in WEIGHT_ONLY:
         return
     unfit = _unfit_matrix(spec.llm, tp_size)
     if unfit is None:

@@ -14,14 +14,21 @@ __all__ = ["trtllm_config"]
 
 
 def trtllm_config(
-    spec: LLMSpec, *, tp_size: int, dtype: str, quant_algo: str | None = None
+    spec: LLMSpec,
+    *,
+    tp_size: int,
+    dtype: str,
+    quant_algo: str | None = None,
+    kv_cache_quant_algo: str | None = None,
 ) -> dict[str, Any]:
     """The whole config.json. `dtype`: "bfloat16", "float16" or "float32".
 
-    quant_algo: None, or "W8A16" / "W4A16" for weights that are quantised at load. Those have no
-    groups: `group_size` is the class's default and unused. `exclude_modules` null means 0.21's own
-    list, which leaves out embedding and lm_head (`quantize_layers` in
-    `tensorrt_llm/quantization/quantize.py`); a list of ours would replace it.
+    quant_algo: None; "W8A16" / "W4A16" for weights that are quantised at load; or what a calibrated
+    checkpoint holds (`export/precision.py`). Only W4A16_AWQ has groups and factors by which inputs
+    are multiplied first: for the others `group_size` is the class's default and unused.
+    kv_cache_quant_algo: None, "FP8" or "INT8".
+    `exclude_modules` null means 0.21's own list, which leaves out embedding and lm_head
+    (`quantize_layers` in `tensorrt_llm/quantization/quantize.py`); a list of ours would replace it.
 
     `vocab_size` is the unpadded one: token ids from there on select rows of the prompt table.
     `rotary_scaling` is null for both families: InternLM2's dynamic NTK is the identity up to
@@ -65,13 +72,13 @@ def trtllm_config(
         },
         "quantization": {
             "quant_algo": quant_algo,
-            "kv_cache_quant_algo": None,
+            "kv_cache_quant_algo": kv_cache_quant_algo,
             "group_size": 128,
             "smoothquant_val": 0.5,
             "clamp_val": None,
             "use_meta_recipe": False,
             "has_zero_point": False,
-            "pre_quant_scale": False,
+            "pre_quant_scale": quant_algo == "W4A16_AWQ",
             "exclude_modules": None,
         },
     }

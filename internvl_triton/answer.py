@@ -20,6 +20,7 @@ class Chunk:
     text: str
     token_ids: tuple[int, ...]
     log_probs: tuple[float, ...] = ()
+    top_log_probs: tuple[dict[int, float], ...] = ()
 
 
 @dataclass
@@ -27,12 +28,16 @@ class Answer:
     """A whole answer, stripped of white space at both ends as the reference does.
 
     ttft_s: send to the first chunk with text; None for an answer without text. latency_s: send
-    to the last chunk. finish_reason: "length" when the answer used up what it was allowed.
+    to the last chunk. finish_reason: "stop" when the model or a stop string ended the answer,
+    "length" when it used up what it was allowed. token_ids hold a stop string that `text` lacks.
+    top_log_probs: of each token, the `top_logprobs` most likely ids, most likely first; before
+    temperature and penalties, unlike `log_probs`.
     """
 
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
+    top_log_probs: list[dict[int, float]] = field(default_factory=list)
     num_input_tokens: int = 0
     num_output_tokens: int = 0
     finish_reason: Literal["stop", "length"] = "stop"
@@ -61,17 +66,31 @@ class AnswerText:
         return self.feed(b"", final=True)
 
 
-def next_chunk(response: dict[str, NDArray[Any]], text: AnswerText, answer: Answer) -> Chunk:
-    """One response of the ensemble as a chunk, added to `answer`."""
+def next_chunk(
+    response: dict[str, NDArray[Any]], text: AnswerText, answer: Answer, *, top_logprobs: int = 0
+) -> Chunk:
+    """One response of the ensemble as a chunk, added to `answer`.
+
+    top_logprobs: how many alternatives were asked for; the server sends more.
+    """
     data = b"".join(response[contract.TEXT_OUTPUT.name].reshape(-1).tolist())
     chunk = Chunk(
         text=text.feed(data),
         token_ids=tuple(response[contract.ANSWER_IDS.name].reshape(-1).tolist()),
         log_probs=tuple(response[contract.LOG_PROBS.name].reshape(-1).tolist()),
+        top_log_probs=tuple(
+            dict(zip(ids[:top_logprobs], values[:top_logprobs], strict=True))
+            for ids, values in zip(
+                response[contract.TOP_TOKEN_IDS.name].tolist(),
+                response[contract.TOP_LOG_PROBS.name].tolist(),
+                strict=True,
+            )
+        ),
     )
     answer.text += chunk.text
     answer.token_ids += chunk.token_ids
     answer.log_probs += chunk.log_probs
+    answer.top_log_probs += chunk.top_log_probs
     answer.num_input_tokens = int(response[contract.NUM_INPUT_TOKENS.name].reshape(-1)[0])
     answer.num_output_tokens = len(answer.token_ids)
     return chunk

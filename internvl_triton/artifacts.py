@@ -5,6 +5,7 @@ vision/vision_encoder.onnx     + external data
 vision/vision_encoder.plan     gpu profile
 llm/<precision>-tp<N>/checkpoint/
 llm/<precision>-tp<N>/engine/  gpu profile
+certificates/<precision>-tp<N>-<profile>/{certificate.json,certificate.html}
 repository/                    the Triton model repository
 manifest.json                  what was built, from which bytes, with which limits
 """
@@ -30,14 +31,32 @@ MANIFEST_VERSION = 1
 
 @dataclass(frozen=True)
 class LLMBuild:
-    """One converted language model: weights of `precision` split over `tp_size` ranks."""
+    """One converted language model: weights of `precision` split over `tp_size` ranks.
+
+    kv_cache: "fp8" or "int8" keys and values; None has the engine's 16 bits.
+    """
 
     precision: str
     tp_size: int
+    kv_cache: str | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.precision}-tp{self.tp_size}"
+        cache = f"-kv_{self.kv_cache}" if self.kv_cache else ""
+        return f"{self.precision}{cache}-tp{self.tp_size}"
+
+    @classmethod
+    def from_name(cls, name: str) -> LLMBuild:
+        """The build whose `name` this is."""
+        weights, _, tp_size = name.rpartition("-tp")
+        precision, _, kv_cache = weights.partition("-kv_")
+        return cls(precision, int(tp_size), kv_cache or None)
+
+    @property
+    def options(self) -> str:
+        """What to give to make for it, such as "TP=2 PRECISION=fp8 KV_CACHE=fp8"."""
+        cache = f" KV_CACHE={self.kv_cache}" if self.kv_cache else ""
+        return f"TP={self.tp_size} PRECISION={self.precision}{cache}"
 
     @property
     def step(self) -> str:
@@ -107,6 +126,9 @@ class Artifacts:
 
     def llm_engine(self, build: LLMBuild) -> Path:
         return self.root / "llm" / build.name / "engine"
+
+    def certificate_dir(self, build: LLMBuild, profile: Profile) -> Path:
+        return self.root / "certificates" / f"{build.name}-{profile}"
 
     def spec(self) -> ModelSpec:
         return ModelSpec.from_checkpoint(self.tokenizer_dir)

@@ -1,4 +1,8 @@
-"""Lazy reader of a Hugging Face checkpoint directory: one tensor at a time from its shards."""
+"""Lazy reader of a Hugging Face checkpoint directory: one tensor at a time from its shards.
+
+A LoRA-trained one (`internvl_triton.lora`) reads like a plain one: names are the plain layout's,
+and a weight is merged with its adapter when it is read.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from internvl_triton.checkpoint_layout import Shapes
 from internvl_triton.errors import IncompleteCheckpoint, InvalidCheckpoint
+from internvl_triton.lora import TOWERS, Stored, merged, stored_names
 
 __all__ = ["Checkpoint"]
 
@@ -28,7 +33,8 @@ class Checkpoint:
     """
 
     def __init__(self, directory: Path) -> None:
-        """Raises IncompleteCheckpoint for a missing shard, InvalidCheckpoint for a broken one."""
+        """Raises IncompleteCheckpoint for a missing shard; InvalidCheckpoint for a broken one, and
+        for adapters that are not as config.json says."""
         self.directory = Path(directory)
         self._file_of_tensor: dict[str, Path] = {}
         for shard in self._shards():
@@ -40,6 +46,49 @@ class Checkpoint:
                     f"{shard.name} is not a complete safetensors file ({error}); download it again"
                 ) from error
             self._file_of_tensor.update(dict.fromkeys(names, shard))
+        try:
+            self._stored = stored_names(self._file_of_tensor)
+        except ValueError as error:
+            raise InvalidCheckpoint(f"{self.directory}: {error}") from error
+        self._check_ranks()
+
+    def _check_ranks(self) -> None:
+        """Adapters of a tower exist if, and only if, config.json gives their rank."""
+        config = self.directory / "config.json"
+        if not config.is_file():
+            return
+        ranks = json.loads(config.read_text(encoding="utf-8"))
+        for prefix, key in TOWERS.items():
+            rank = ranks.get(key, 0)
+            adapted = [
+                (name, stored)
+                for name, stored in self._stored.items()
+                if stored.lora_a and name.startswith(prefix)
+            ]
+            if bool(rank) != bool(adapted):
+                raise InvalidCheckpoint(
+                    f"config.json has {key}={rank}, and the files hold {len(adapted)} LoRA "
+                    f"adapters of {prefix}*; set {key} to the rank of the adapters, or to 0 if "
+                    "they are merged already"
+                )
+            for name, stored in adapted:
+                self._check_adapter(name, stored, rank)
+
+    def _check_adapter(self, name: str, stored: Stored, rank: int) -> None:
+        assert stored.lora_a is not None
+        assert stored.lora_b is not None
+        out, columns = self._shape(stored.base)
+        expected = {stored.lora_a: (rank, columns), stored.lora_b: (out, rank)}
+        for adapter, shape in expected.items():
+            if self._shape(adapter) != shape:
+                raise InvalidCheckpoint(
+                    f"{adapter} has shape {self._shape(adapter)}; config.json's rank {rank} and "
+                    f"{name} imply {shape}"
+                )
+
+    def _shape(self, stored_name: str) -> tuple[int, ...]:
+        with safe_open(self._file_of_tensor[stored_name], framework="np") as opened:
+            return tuple(opened.get_slice(stored_name).get_shape())
 
     def _shards(self) -> list[Path]:
         index = self.directory / _INDEX
@@ -67,14 +116,14 @@ class Checkpoint:
 
     @property
     def names(self) -> list[str]:
-        return list(self._file_of_tensor)
+        return list(self._stored)
 
     def check(self, expected: Shapes) -> None:
         """Compare names and shapes with `expected`; extra tensors are allowed.
 
         Raises IncompleteCheckpoint naming missing tensors, InvalidCheckpoint a wrong shape.
         """
-        missing = [name for name in expected if name not in self._file_of_tensor]
+        missing = [name for name in expected if name not in self._stored]
         if missing:
             raise IncompleteCheckpoint(
                 f"{self.directory} lacks {len(missing)} of {len(expected)} tensors: "
@@ -82,11 +131,11 @@ class Checkpoint:
             )
         by_shard: dict[Path, list[str]] = {}
         for name in expected:
-            by_shard.setdefault(self._file_of_tensor[name], []).append(name)
+            by_shard.setdefault(self._file(name), []).append(name)
         for shard, names in by_shard.items():
             with safe_open(shard, framework="np") as opened:
                 for name in names:
-                    shape = tuple(opened.get_slice(name).get_shape())
+                    shape = tuple(opened.get_slice(self._stored[name].base).get_shape())
                     if shape != expected[name]:
                         raise InvalidCheckpoint(
                             f"{name} has shape {shape}; config.json implies {expected[name]}"
@@ -95,7 +144,7 @@ class Checkpoint:
     def dtype(self, name: str) -> str:
         """safetensors' dtype name: "BF16", "F16", "F32", ..."""
         with safe_open(self._file(name), framework="np") as opened:
-            return str(opened.get_slice(name).get_dtype())
+            return str(opened.get_slice(self._stored[name].base).get_dtype())
 
     def shard(self, name: str) -> str:
         """Name of the file that holds the tensor. Raises IncompleteCheckpoint."""
@@ -103,13 +152,20 @@ class Checkpoint:
 
     def read(self, name: str) -> NDArray[Any]:
         """The whole tensor, in the dtype it is stored in. Raises IncompleteCheckpoint."""
-        with safe_open(self._file(name), framework="np") as opened:
-            tensor: NDArray[Any] = opened.get_tensor(name)
+        self._file(name)  # is there one
+        stored = self._stored[name]
+        if stored.lora_a is None or stored.lora_b is None:
+            return self._read(stored.base)
+        return merged(self._read(stored.base), self._read(stored.lora_a), self._read(stored.lora_b))
+
+    def _read(self, stored_name: str) -> NDArray[Any]:
+        with safe_open(self._file_of_tensor[stored_name], framework="np") as opened:
+            tensor: NDArray[Any] = opened.get_tensor(stored_name)
         return tensor
 
     def _file(self, name: str) -> Path:
         try:
-            return self._file_of_tensor[name]
+            return self._file_of_tensor[self._stored[name].base]
         except KeyError:
             raise IncompleteCheckpoint(f"{self.directory} has no tensor {name!r}") from None
 

@@ -31,13 +31,23 @@ from internvl_triton import tensor_contract as contract
 from internvl_triton.answer import Answer, AnswerText, Chunk, next_chunk
 from internvl_triton.errors import (
     InvalidRequest,
+    Overloaded,
     RequestFailed,
     RequestTimedOut,
+    ServerError,
     ServerUnavailable,
 )
 from internvl_triton.grpc_transport import GrpcTransport
 
-__all__ = ["Answer", "AsyncClient", "Chunk", "Client", "ServerLimits", "Transport"]
+__all__ = [
+    "Answer",
+    "AsyncClient",
+    "Chunk",
+    "Client",
+    "RequestCost",
+    "ServerLimits",
+    "Transport",
+]
 
 DEFAULT_TIMEOUT_S = 300.0
 T = TypeVar("T")
@@ -58,11 +68,35 @@ class ServerLimits:
     use_thumbnail: bool
 
 
+@dataclass(frozen=True)
+class RequestCost:
+    """What a request would take, told without generating.
+
+    tiles_per_image: thumbnails included, one entry per picture and per frame of a clip, in the
+    prompt's order. num_input_tokens: the whole prompt, visual tokens included. max_tokens: what
+    its answer may have at most.
+    """
+
+    tiles_per_image: tuple[int, ...]
+    num_visual_tokens: int
+    num_input_tokens: int
+    max_tokens: int
+
+    @property
+    def num_tiles(self) -> int:
+        return sum(self.tiles_per_image)
+
+
 class Transport(Protocol):
     """What the client needs of a connection. `FakeTransport` in the tests is the other one."""
 
     def stream(self, tensors: Tensors, request_id: str, timeout_s: float) -> AsyncIterator[Tensors]:
         """Responses of the ensemble. Closing the iterator closes the stream."""
+
+    async def infer(
+        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout_s: float
+    ) -> Tensors:
+        """The named outputs of one model that answers once."""
 
     async def stop(self, request_id: str) -> None:
         """Tell the language model to end this request."""
@@ -121,11 +155,64 @@ class AsyncClient:
         timeout_s: float | None = None,
         **sampling: Any,
     ) -> Answer:
-        """The whole answer, in one response. Arguments and errors as `stream`."""
+        """The whole answer. Arguments and errors as `stream`."""
         answer = Answer()
-        async for _ in self._run(prompt, images, videos, sampling, False, timeout_s, answer):
+        # In one response, but with stop strings as a stream: they end the generation only there.
+        stream = bool(sampling.get("stop"))
+        async for _ in self._run(prompt, images, videos, sampling, stream, timeout_s, answer):
             pass
         return answer
+
+    async def generate_n(
+        self, prompt: str | Sequence[dict[str, Any]], n: int, **request: Any
+    ) -> list[Answer]:
+        """n answers to one request, as n requests at once: those with seed, seed + 1, ...
+
+        Without a seed each has a new one. Greedy answers are all the same. Arguments and errors
+        as `generate`; the first error ends the others.
+        """
+        if n < 1:
+            raise InvalidRequest(f"n is {n}; it must be at least 1")
+        seed = request.pop("seed", None)
+        seeds = [None if seed is None else (seed + k) % 2**64 for k in range(n)]
+        tasks = [
+            asyncio.ensure_future(self.generate(prompt, **request, seed=each)) for each in seeds
+        ]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def count_tokens(
+        self,
+        prompt: str | Sequence[dict[str, Any]],
+        *,
+        images: Sequence[bytes] = (),
+        videos: Sequence[bytes] = (),
+        timeout_s: float | None = None,
+        **sampling: Any,
+    ) -> RequestCost:
+        """What this request would cost, from the ensemble's first step alone.
+
+        Arguments and errors as `generate`: what that would refuse is refused here.
+        """
+        outputs = (contract.TILES_PER_IMAGE, contract.INPUT_LENGTHS, contract.REQUEST_OUTPUT_LEN)
+        found = await self._transport.infer(
+            contract.PREPROCESSING.name,
+            request_tensors(prompt, images, videos, sampling, False),
+            [tensor.name for tensor in outputs],
+            self.timeout_s if timeout_s is None else timeout_s,
+        )
+        limits = await self.limits()
+        tiles, length, max_tokens = (found[tensor.name].reshape(-1).tolist() for tensor in outputs)
+        return RequestCost(
+            tiles_per_image=tuple(tiles),
+            num_visual_tokens=sum(tiles) * limits.tokens_per_tile,
+            num_input_tokens=length[0],
+            max_tokens=max_tokens[0],
+        )
 
     async def stream(
         self,
@@ -143,8 +230,8 @@ class AsyncClient:
         images, videos: encoded files. answer: filled while streaming.
         sampling: keys of `sampling_parameters` (max_tokens, temperature, ...).
 
-        Raises InvalidRequest (the request is wrong), RequestFailed, RequestTimedOut,
-        ServerUnavailable.
+        Raises InvalidRequest (the request is wrong), Overloaded (try again later), RequestFailed,
+        RequestTimedOut, ServerUnavailable.
         """
         answer = Answer() if answer is None else answer
         chunks = self._run(prompt, images, videos, sampling, True, timeout_s, answer)
@@ -177,7 +264,7 @@ class AsyncClient:
         request_id = str(uuid.uuid4())
         text = AnswerText()
         sent = time.perf_counter()
-        finished = False
+        finished = stopped = False
         responses = self._transport.stream(tensors, request_id, deadline_s)
         try:
             bounded = _until(responses, sent + deadline_s, deadline_s)
@@ -185,14 +272,16 @@ class AsyncClient:
                 async for response in bounded:
                     error = b"".join(response[contract.ERROR.name].reshape(-1).tolist())
                     if error:
-                        raise RequestFailed(error.decode(errors="replace"))
-                    chunk = next_chunk(response, text, answer)
+                        raise _failure(error.decode(errors="replace"))
+                    stopped = stopped or bool(response[contract.STOPPED.name].any())
+                    asked = sampling.get("top_logprobs") or 0
+                    chunk = next_chunk(response, text, answer, top_logprobs=asked)
                     if chunk.text and answer.ttft_s is None:
                         answer.ttft_s = time.perf_counter() - sent
                     if chunk.text or chunk.token_ids:
                         yield chunk
             finished = True
-        except (InvalidRequest, RequestFailed):
+        except (InvalidRequest, Overloaded, RequestFailed):
             finished = True
             raise
         finally:
@@ -206,7 +295,8 @@ class AsyncClient:
         answer.latency_s = time.perf_counter() - sent
         allowed = sampling.get("max_tokens") or limits.default_max_tokens
         room = min(allowed, limits.max_seq_len - answer.num_input_tokens)
-        answer.finish_reason = "length" if answer.num_output_tokens >= room else "stop"
+        used_up = answer.num_output_tokens >= room and not stopped
+        answer.finish_reason = "length" if used_up else "stop"
 
 
 class Client:
@@ -231,36 +321,23 @@ class Client:
     def limits(self) -> ServerLimits:
         return self._wait(self._client.limits())
 
-    def generate(
-        self,
-        prompt: str | Sequence[dict[str, Any]],
-        *,
-        images: Sequence[bytes] = (),
-        videos: Sequence[bytes] = (),
-        timeout_s: float | None = None,
-        **sampling: Any,
-    ) -> Answer:
+    def generate(self, prompt: str | Sequence[dict[str, Any]], **request: Any) -> Answer:
         """As `AsyncClient.generate`."""
-        return self._wait(
-            self._client.generate(
-                prompt, images=images, videos=videos, timeout_s=timeout_s, **sampling
-            )
-        )
+        return self._wait(self._client.generate(prompt, **request))
 
-    def stream(
-        self,
-        prompt: str | Sequence[dict[str, Any]],
-        *,
-        images: Sequence[bytes] = (),
-        videos: Sequence[bytes] = (),
-        timeout_s: float | None = None,
-        answer: Answer | None = None,
-        **sampling: Any,
-    ) -> Iterator[Chunk]:
+    def generate_n(
+        self, prompt: str | Sequence[dict[str, Any]], n: int, **request: Any
+    ) -> list[Answer]:
+        """As `AsyncClient.generate_n`."""
+        return self._wait(self._client.generate_n(prompt, n, **request))
+
+    def count_tokens(self, prompt: str | Sequence[dict[str, Any]], **request: Any) -> RequestCost:
+        """As `AsyncClient.count_tokens`."""
+        return self._wait(self._client.count_tokens(prompt, **request))
+
+    def stream(self, prompt: str | Sequence[dict[str, Any]], **request: Any) -> Iterator[Chunk]:
         """As `AsyncClient.stream`. Closing the iterator ends the request on the server."""
-        chunks = self._client.stream(
-            prompt, images=images, videos=videos, timeout_s=timeout_s, answer=answer, **sampling
-        )
+        chunks = self._client.stream(prompt, **request)
         try:
             while True:
                 try:
@@ -295,6 +372,18 @@ class Client:
         except BaseException:
             future.cancel()
             raise
+
+
+def _failure(error: str) -> ServerError:
+    """What the language model reports as data, by how the message begins."""
+    kinds: dict[str, type[ServerError]] = {
+        contract.OVERLOADED: Overloaded,
+        contract.TIMED_OUT: RequestTimedOut,
+    }
+    for beginning, kind in kinds.items():
+        if error.startswith(beginning):
+            return kind(error.removeprefix(beginning))
+    return RequestFailed(error)
 
 
 def request_tensors(

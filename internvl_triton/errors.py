@@ -20,9 +20,12 @@ InternVLTritonError
 ├── ArtifactMismatch            artefacts are missing, stale or do not fit each other
 ├── ServerError                 the Triton server
 │   ├── ServerStartFailed       did not become ready
+│   │   └── ServerCrashed       a signal ended it: it may start the next time
+│   ├── ServerFailed            failed again and again while it served
 │   ├── PortInUse               another program listens there
 │   ├── ServerUnavailable       cannot be reached, or went away during a request
 │   ├── RequestFailed           it refused or failed this request; the message says why
+│   ├── Overloaded              too many requests are waiting: try again later
 │   └── RequestTimedOut         the deadline passed
 └── EngineError                 the language model engine failed on a request
 
@@ -47,11 +50,14 @@ __all__ = [
     "InvalidSampling",
     "InvalidTensorParallel",
     "InvalidVideo",
+    "Overloaded",
     "PortInUse",
     "RequestFailed",
     "RequestTimedOut",
     "RequestTooLong",
+    "ServerCrashed",
     "ServerError",
+    "ServerFailed",
     "ServerStartFailed",
     "ServerUnavailable",
     "UnknownModel",
@@ -139,6 +145,14 @@ class ServerStartFailed(ServerError):
     pass
 
 
+class ServerCrashed(ServerStartFailed):
+    pass
+
+
+class ServerFailed(ServerError):
+    pass
+
+
 class PortInUse(ServerError):
     pass
 
@@ -148,6 +162,10 @@ class ServerUnavailable(ServerError):
 
 
 class RequestFailed(ServerError):
+    pass
+
+
+class Overloaded(ServerError):
     pass
 
 

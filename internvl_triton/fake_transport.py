@@ -33,6 +33,8 @@ def fake_response(
     *,
     num_input_tokens: int = 10,
     log_probs: Sequence[float] = (),
+    top_log_probs: Sequence[dict[int, float]] = (),
+    stopped: bool = False,
     error: str = "",
 ) -> Tensors:
     """One response as the ensemble sends it."""
@@ -42,6 +44,11 @@ def fake_response(
         contract.NUM_INPUT_TOKENS.name: np.array([num_input_tokens], np.int32),
         contract.NUM_OUTPUT_TOKENS.name: np.array([len(ids)], np.int32),
         contract.LOG_PROBS.name: np.array(log_probs, np.float32),
+        contract.TOP_TOKEN_IDS.name: np.array([list(row) for row in top_log_probs], np.int32),
+        contract.TOP_LOG_PROBS.name: np.array(
+            [list(row.values()) for row in top_log_probs], np.float32
+        ),
+        contract.STOPPED.name: np.array([stopped]),
         contract.ERROR.name: np.array([error.encode()], np.object_),
     }
 
@@ -73,6 +80,16 @@ class FakeTransport:
                     yield item
         finally:
             self.closed_streams += 1
+
+    async def infer(
+        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout_s: float
+    ) -> Tensors:
+        self.requests.append((model, tensors))
+        item = self.script[0]
+        if isinstance(item, Exception):
+            raise item
+        assert not isinstance(item, float)
+        return {name: item[name] for name in outputs}
 
     async def stop(self, request_id: str) -> None:
         self.stopped.append(request_id)

@@ -84,6 +84,7 @@ class VisionEncoder(Generic[F]):
     def __init__(self, engine: VisionEngine[F], cache: FeatureCache[F]) -> None:
         self.engine = engine
         self.cache = cache
+        self.totals = {"hits": 0, "misses": 0, "tiles_run": 0}  # of all requests so far
 
     def encode(
         self,
@@ -102,6 +103,17 @@ class VisionEncoder(Generic[F]):
         self._check(tiles, tiles_per_image, image_digests)
         if not len(tiles):
             return EncodedImages(self.engine.zeros(1), hits=0, misses=0, tiles_run=0)
+        encoded = self._encode(tiles, tiles_per_image, image_digests)
+        for name in self.totals:
+            self.totals[name] += getattr(encoded, name)
+        return encoded
+
+    def _encode(
+        self,
+        tiles: NDArray[np.uint8],
+        tiles_per_image: NDArray[np.int32],
+        image_digests: NDArray[np.uint64],
+    ) -> EncodedImages[F]:
         keys: list[ImageKey] = [
             (int(high), int(low), int(count))
             for (high, low), count in zip(image_digests, tiles_per_image, strict=True)

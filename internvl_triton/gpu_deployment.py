@@ -26,11 +26,16 @@ class GpuDeployment:
     server's working directory.
     dtype: of that engine's activations, as in the config.json of its checkpoint.
     num_gpus: ranks of the language model, and GPUs with a vision engine each.
+    kv_cache: "fp8" or "int8" keys and values, None for 16 bits.
+    tokenizer_info: the vocabulary for guided answers (`guides.xgrammar_tokenizer_info`), absolute;
+    None: guides have no effect.
     """
 
     engine_dir: Path
     dtype: str
     num_gpus: int
+    kv_cache: str | None = None
+    tokenizer_info: Path | None = None
 
     @property
     def table_dtype(self) -> DType:
@@ -60,15 +65,19 @@ class GpuDeployment:
             # Not a fraction of what is free when it loads: the vision engine needs its memory.
             "max_tokens_in_paged_kv_cache": str(limits.kv_cache_tokens),
             "kv_cache_host_memory_bytes": "0",
-            "enable_kv_cache_reuse": "true",  # safe with prompt_table_extra_ids
+            # Safe with prompt_table_extra_ids. A quantised KV cache has no paged context FMHA,
+            # which reuse needs; fp8 with fp8 weights has, and answered wrongly with reuse
+            # (NVIDIA/TensorRT-LLM issue 2699).
+            "enable_kv_cache_reuse": "true" if self.kv_cache is None else "false",
             "enable_chunked_context": "false",
             "exclude_input_in_output": "true",  # the input has virtual ids
-            "normalize_log_probs": "true",
+            # With "true", a log-prob is that among the top k only: 0 for every greedy token.
+            "normalize_log_probs": "false",
             "cancellation_check_period_ms": "100",
             "stats_check_period_ms": "100",
             "tokenizer_dir": "",
-            "guided_decoding_backend": "",
-            "xgrammar_tokenizer_info_path": "",
+            "guided_decoding_backend": "xgrammar" if self.tokenizer_info else "",
+            "xgrammar_tokenizer_info_path": str(self.tokenizer_info or ""),
         }
 
     def cuda_memory_pool_bytes(self, spec: ModelSpec, limits: Limits) -> int:

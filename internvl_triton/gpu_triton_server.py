@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from internvl_triton import tensor_contract as contract
-from internvl_triton.triton_server import KILL_GRACE_S, TritonServer
+from internvl_triton.triton_server import KILL_GRACE_S, TritonServer, control_options
 
 __all__ = ["GpuTritonServer", "ServerOptions", "launch_command", "launch_environment"]
 
@@ -32,6 +32,7 @@ class ServerOptions:
     metrics_port: int
     exit_timeout_s: int
     shared_memory_prefix: str
+    control_token: str
     cuda_memory_pool_bytes: int
     program: Path = PROGRAM
 
@@ -77,6 +78,7 @@ def _rank_command(options: ServerOptions, rank: int) -> list[str]:
             f"--metrics-address={options.host}",
             f"--metrics-port={options.metrics_port}",
             f"--cuda-memory-pool-byte-size=0:{options.cuda_memory_pool_bytes}",
+            *control_options(options.control_token),
         ]
     else:
         command += [
@@ -147,6 +149,7 @@ class GpuTritonServer(TritonServer):
             metrics_port=self.metrics_port,
             exit_timeout_s=self.exit_timeout_s,
             shared_memory_prefix=self._shared_memory_prefix,
+            control_token=self._control_token,
             cuda_memory_pool_bytes=self.cuda_memory_pool_bytes,
             program=self.program,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from internvl_triton import tensor_contract as contract
 from internvl_triton.errors import (
     InvalidRequest,
+    Overloaded,
     RequestFailed,
     RequestTimedOut,
     ServerUnavailable,
@@ -20,6 +21,8 @@ from internvl_triton.errors import (
 __all__ = ["GrpcTransport", "stop_inputs"]
 
 LINGER_S = 5.0
+# How Triton's batcher and TensorRT-LLM's executor (`Executor::Impl::enqueueRequests`) refuse.
+QUEUE_FULL = ("Exceeds maximum queue size", "Maximum queue size of")
 Tensors = dict[str, NDArray[Any]]
 
 
@@ -44,6 +47,7 @@ class GrpcTransport:
     ) -> AsyncIterator[Tensors]:
         responses: asyncio.Queue[Tensors | Exception | None] = asyncio.Queue()
         request = _request(contract.ENSEMBLE.name, tensors, request_id)
+        request["timeout"] = max(1, round(timeout_s * 1e6))  # microseconds
         reader = asyncio.create_task(self._read(request, responses))
         try:
             while (response := await responses.get()) is not None:
@@ -87,6 +91,22 @@ class GrpcTransport:
             responses.put_nowait(_translated(error, self.url))
         finally:
             call.cancel()  # does nothing to a stream that has ended
+
+    async def infer(
+        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout_s: float
+    ) -> Tensors:
+        from tritonclient.grpc import InferRequestedOutput
+
+        try:
+            result = await self._client.infer(
+                model,
+                _infer_inputs(tensors),
+                outputs=[InferRequestedOutput(name) for name in outputs],
+                client_timeout=timeout_s,
+            )
+        except _foreign_errors() as error:
+            raise _translated(error, self.url) from error
+        return {name: result.as_numpy(name) for name in outputs}
 
     async def stop(self, request_id: str) -> None:
         call = self._client.stream_infer(
@@ -164,14 +184,17 @@ def _translated(error: Any, url: str) -> Exception:
     message = message.removeprefix(f"in ensemble '{contract.ENSEMBLE.name}', ")
     if status == "INVALID_ARGUMENT" or message.startswith(contract.INVALID_REQUEST):
         return InvalidRequest(message.removeprefix(contract.INVALID_REQUEST))
-    if status == "UNAVAILABLE":
+    if status == "NOT_FOUND" or message.startswith("Request for unknown model"):
         return ServerUnavailable(
-            f"the server at {url} cannot be reached or is overloaded: {message}"
+            f"{url} does not serve {contract.ENSEMBLE.name!r}; if it does at other times, it is "
+            f"starting or stopping: {message}"
         )
+    if any(refusal in message for refusal in QUEUE_FULL):
+        return Overloaded(f"{url} has too many requests waiting; try again later")
+    if status == "UNAVAILABLE":
+        return ServerUnavailable(f"the server at {url} cannot be reached: {message}")
     if status == "DEADLINE_EXCEEDED":
         return RequestTimedOut(f"{url}: {message}")
-    if status == "NOT_FOUND":
-        return ServerUnavailable(f"{url} does not serve {contract.ENSEMBLE.name!r}: {message}")
     return RequestFailed(
         message or f"the server at {url} failed the request ({status or 'unknown'})"
     )

@@ -11,6 +11,9 @@ from internvl_triton.model_spec import ModelSpec
 __all__ = ["Limits"]
 
 
+_MAY_BE_ZERO = ("max_queue_size", "feature_cache_bytes", "prefix_cache_bytes")
+
+
 @dataclass(frozen=True)
 class Limits:
     # language model
@@ -18,6 +21,8 @@ class Limits:
     max_batch_size: int = 8  # requests generating at the same time
     max_queue_size: int = 64  # requests waiting for a place in the batch
     default_max_tokens: int = 1024  # answer length when the request gives none
+    prefix_cache_bytes: int = 512 * 2**20  # cpu profile: keys and values kept of past prompts
+    max_logits_bytes: int = 512 * 2**20  # of one answer with top_logprobs, over the vocabulary
     max_kv_cache_tokens: int = 65536  # gpu profile: see kv_cache_tokens
     # vision
     max_tiles_per_request: int = 64
@@ -35,7 +40,7 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            minimum = 0 if field.name in ("max_queue_size", "feature_cache_bytes") else 1
+            minimum = 0 if field.name in _MAY_BE_ZERO else 1
             if not isinstance(value, int) or value < minimum:
                 raise BuildFailed(f"{field.name} is {value!r}; it must be an integer >= {minimum}")
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from internvl_triton import tensor_contract as contract
 from internvl_triton.cpu_llm import GenerationChunk, GenerationRequest
+from internvl_triton.guides import Guide
 from internvl_triton.tensor_contract import Tensor
 
 __all__ = ["chunk_tensors", "generation_request"]
@@ -18,7 +19,7 @@ Tensors = dict[str, NDArray[Any]]
 
 
 def generation_request(
-    tensors: Tensors, *, request_id: str, is_cancelled: Callable[[], bool]
+    tensors: Tensors, *, request_id: str, is_cancelled: Callable[[], bool], timeout_s: float = 0.0
 ) -> GenerationRequest:
     """One request of a batch of one, with TensorRT-LLM's defaults for absent inputs.
 
@@ -54,8 +55,11 @@ def generation_request(
         frequency_penalty=scalar(contract.FREQUENCY_PENALTY, 0.0),
         min_tokens=scalar(contract.MIN_TOKENS, 0),
         return_log_probs=bool(scalar(contract.RETURN_LOG_PROBS, False)),
+        return_generation_logits=bool(scalar(contract.RETURN_GENERATION_LOGITS, False)),
+        guide=_guide(tensors),
         streaming=bool(scalar(contract.STREAMING, False)),
         is_cancelled=is_cancelled,
+        timeout_s=timeout_s,
     )
 
 
@@ -72,7 +76,18 @@ def chunk_tensors(chunk: GenerationChunk, *, log_probs: bool) -> Tensors:
     if log_probs:
         values = np.array(chunk.log_probs, np.float32)
         tensors[contract.OUTPUT_LOG_PROBS.name] = values.reshape(1, 1, -1)
+    if chunk.generation_logits is not None:
+        tensors[contract.GENERATION_LOGITS.name] = chunk.generation_logits[None, None]
     return tensors
+
+
+def _guide(tensors: Tensors) -> Guide | None:
+    texts = [
+        bytes(tensors[tensor.name].reshape(-1)[0]).decode()
+        for tensor in (contract.GUIDED_DECODING_GUIDE_TYPE, contract.GUIDED_DECODING_GUIDE)
+        if tensor.name in tensors
+    ]
+    return Guide(*texts) if len(texts) == 2 else None
 
 
 def _words(word_list: NDArray[np.int32] | None) -> tuple[tuple[int, ...], ...]:

@@ -1,8 +1,16 @@
-"""The request's `text_input` or `messages` to a Conversation, checked against its media."""
+"""The request's `text_input` or `messages` to a Conversation, checked against its media.
+
+Where a turn's pictures stand is the reference's `chat()`'s choice too:
+
+- as many `<image>` in the text as the turn has pictures: one picture at each;
+- one `<image>` and several pictures: all of them there, combined;
+- no `<image>`: pictures first, then clips, then the text, as the model was trained.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from internvl_triton.errors import InvalidMessages
@@ -24,7 +32,7 @@ def parse_conversation(
 ) -> Conversation:
     """The conversation of one request. Every image and video is used exactly once.
 
-    text_input: one question; `<image>` marks a picture's place as in the reference's `chat()`.
+    text_input: one question with all images and videos.
     messages: JSON list of chat messages; `image` and `video` parts take the next entry.
     default_system: the checkpoint's own system message, None for the template's.
 
@@ -43,21 +51,32 @@ def parse_conversation(
 def _single_turn(text: str, num_images: int, num_videos: int) -> Turn:
     if not text.strip():
         raise InvalidMessages("text_input is empty; give a question")
+    videos = [VideoRef(index) for index in range(num_videos)]
+    return Turn("user", _place(text, "text_input", 0, num_images, videos))
+
+
+def _place(
+    text: str, where: str, first: int, num_images: int, videos: Sequence[VideoRef]
+) -> tuple[Part, ...]:
+    """A turn's text and media in order. first: the turn's first image, counted from 0."""
     stretches = text.split(IMAGE_PLACEHOLDER)
     placeholders = len(stretches) - 1
-    videos: list[Part] = [VideoRef(index) for index in range(num_videos)]
     if placeholders == 0:
-        return Turn("user", (*_labelled_images(0, num_images), *videos, text))
-    if placeholders != num_images:
+        return (*_labelled_images(first, num_images), *videos, text)
+    if placeholders == num_images:
+        images = [ImageRef(first + place) for place in range(num_images)]
+    elif placeholders == 1 and num_images > 1:
+        images = [ImageRef(first, num_images)]
+    else:
         raise InvalidMessages(
-            f"text_input has {placeholders} {IMAGE_PLACEHOLDER} placeholder(s) but the request "
-            f"has {num_images} image(s); give one placeholder per image, or none to put all "
-            "images first"
+            f"{where} has {placeholders} {IMAGE_PLACEHOLDER} placeholder(s) but the request has "
+            f"{num_images} image(s) for it; give one placeholder per image, a single one to "
+            "combine all images there, or none to put them first"
         )
     parts: list[Part] = [stretches[0]]
-    for index, stretch in enumerate(stretches[1:]):
-        parts += [ImageRef(index), stretch]
-    return Turn("user", (*videos, *(part for part in parts if part != "")))
+    for image, stretch in zip(images, stretches[1:], strict=True):
+        parts += [image, stretch]
+    return (*videos, *(part for part in parts if part != ""))
 
 
 def _labelled_images(first: int, count: int) -> list[Part]:
@@ -130,7 +149,7 @@ def _role_and_content(
 
 def _parts(content: Any, where: str) -> list[dict[str, Any]]:
     if isinstance(content, str):
-        return [{"type": "text", "text": content}]
+        content = [{"type": "text", "text": content}]
     if not isinstance(content, list):
         raise InvalidMessages(f"{where}.content must be a string or a list of parts")
     parts = []
@@ -144,8 +163,20 @@ def _parts(content: Any, where: str) -> list[dict[str, Any]]:
             )
         if kind == "text" and not isinstance(part.get("text"), str):
             raise InvalidMessages(f"{here} is a text part without a string 'text'")
+        if kind == "text":
+            _check_unicode(part["text"], here)
         parts.append(part)
     return parts
+
+
+def _check_unicode(text: str, where: str) -> None:
+    """JSON can spell half of a character, such as "\\ud83d", which is no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidMessages(
+            f"{where} has an unpaired surrogate ({text[error.start]!r}), which is not a character"
+        ) from error
 
 
 def _text_only(content: Any, where: str, role: str, *, allow_empty: bool = False) -> str:
@@ -159,21 +190,15 @@ def _text_only(content: Any, where: str, role: str, *, allow_empty: bool = False
 
 
 def _user_turn(content: Any, where: str, images: int, videos: int) -> tuple[Turn, int, int]:
-    """Pictures first, then video frames, then the text, as the model was trained."""
     parts = _parts(content, where)
 
     def count(kind: str) -> int:
         return sum(part["type"] == kind for part in parts)
 
     text = "\n".join(part["text"] for part in parts if part["type"] == "text")
-    if IMAGE_PLACEHOLDER in text:
-        raise InvalidMessages(
-            f"{where} spells {IMAGE_PLACEHOLDER} in its text; in messages a picture's place is "
-            'a {"type": "image"} part'
-        )
     if not text.strip():
         raise InvalidMessages(f"{where}: the user message has no text; ask something")
     new_images, new_videos = count("image"), count("video")
-    clips: list[Part] = [VideoRef(videos + index) for index in range(new_videos)]
-    turn = Turn("user", (*_labelled_images(images, new_images), *clips, text))
+    clips = [VideoRef(videos + index) for index in range(new_videos)]
+    turn = Turn("user", _place(text, where, images, new_images, clips))
     return turn, new_images, new_videos

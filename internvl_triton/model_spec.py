@@ -33,6 +33,16 @@ _FAMILIES: dict[str, LLMFamily] = {
     "InternLM2ForCausalLM": "internlm2",
     "internlm2": "internlm2",
 }
+# What is not converted, and why: language model -> the checkpoints that have it.
+_OTHER_LLMS = {
+    "Phi3ForCausalLM": "Phi-3, of InternVL2-4B, has fused projections and another chat format",
+    "LlamaForCausalLM": "Llama, of InternVL2-40B and -Llama3-76B, comes with other tokenizers",
+    "InternLM3ForCausalLM": "InternLM3, of InternVL3-9B, is no class of TensorRT-LLM 0.21",
+    "Qwen3ForCausalLM": "Qwen3, of InternVL3.5, normalises queries and keys",
+    "Qwen3MoeForCausalLM": "Qwen3-MoE, of the large InternVL3.5 sizes, has experts",
+    "GptOssForCausalLM": "GPT-OSS, of InternVL3.5-GPT-OSS, is no class of TensorRT-LLM 0.21",
+}
+TEMPLATES = ("internvl2_5", "Hermes-2", "internlm2-chat")
 _DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -150,8 +160,9 @@ class LLMSpec:
     def from_config(cls, config: Mapping[str, Any]) -> LLMSpec:
         name = (config.get("architectures") or [config.get("model_type", "")])[0]
         if name not in _FAMILIES:
+            why = f" ({_OTHER_LLMS[name]})" if name in _OTHER_LLMS else ""
             raise UnsupportedCheckpoint(
-                f"language model {name!r} is not supported; "
+                f"language model {name!r} is not supported{why}; "
                 "supported: Qwen2ForCausalLM, InternLM2ForCausalLM"
             )
         family = _FAMILIES[name]
@@ -193,7 +204,10 @@ class LLMSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One InternVL2.5 checkpoint: both towers, tiling and prompt facts."""
+    """One InternVL checkpoint: both towers, tiling and prompt facts.
+
+    template: the conversation template of the reference, see `prompt.TEMPLATES`.
+    """
 
     vision: VisionSpec
     llm: LLMSpec
@@ -203,6 +217,7 @@ class ModelSpec:
     max_tiles: int
     use_thumbnail: bool
     system_message: str | None
+    template: str = "internvl2_5"
 
     @property
     def tile_size(self) -> int:
@@ -235,24 +250,26 @@ class ModelSpec:
     def from_config(cls, config: Mapping[str, Any]) -> ModelSpec:
         """Raises UnsupportedCheckpoint (another architecture) or InvalidCheckpoint."""
         model_type = config.get("model_type")
+        if model_type == "internvl":
+            raise UnsupportedCheckpoint(
+                "config.json has model_type 'internvl', transformers' own format with other names "
+                "of tensors; use the same model in OpenGVLab's original format: the repository "
+                "without '-hf' at its end, model_type 'internvl_chat'"
+            )
         if model_type != "internvl_chat":
             raise UnsupportedCheckpoint(
                 f"config.json has model_type {model_type!r}; this project converts OpenGVLab's "
                 "original format, model_type 'internvl_chat'"
             )
         template = config.get("template")
-        if template != "internvl2_5":
+        if template not in TEMPLATES:
             raise UnsupportedCheckpoint(
-                f"config.json has template {template!r}; supported: 'internvl2_5' (InternVL2.5)"
+                f"config.json has template {template!r}; supported: 'internvl2_5' (InternVL2.5 and "
+                "InternVL3), 'Hermes-2' and 'internlm2-chat' (InternVL2)"
             )
         for key in ("llm_config", "vision_config"):
             if not isinstance(config.get(key), Mapping):
                 raise InvalidCheckpoint(f"config.json has no {key!r}")
-        for key in ("use_backbone_lora", "use_llm_lora"):
-            if config.get(key, 0):
-                raise UnsupportedCheckpoint(
-                    f"config.json has {key}={config[key]}: merge the LoRA weights first"
-                )
         if config.get("pad2square", False):
             raise UnsupportedCheckpoint("config.json has pad2square=true, which is not supported")
         vision = VisionSpec.from_config(
@@ -282,6 +299,7 @@ class ModelSpec:
             max_tiles=int(config.get("max_dynamic_patch", 6)) if dynamic else 1,
             use_thumbnail=bool(config.get("use_thumbnail", False)),
             system_message=config.get("system_message"),
+            template=template,
         )
         _ = spec.tokens_per_tile, vision.head_dim  # divisibility is checked here, once
         return spec

@@ -2,50 +2,129 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from internvl_triton import tensor_contract as contract
+from internvl_triton.errors import InvalidRequest
+from internvl_triton.stop_strings import StopRule, StopScanner
 from internvl_triton.token_bytes import TokenBytes
+from internvl_triton.top_log_probs import top_log_probs
 
 __all__ = ["Postprocessor"]
 
+_MAX_ANNOUNCED = 4096  # far more than can wait and run; what is forgotten first never came
+
 
 class Postprocessor:
-    """Keeps no state: a chunk's text depends on its own ids only."""
+    """Chunk by chunk, a chunk's text depends on its own ids only.
 
-    def __init__(self, token_bytes: TokenBytes) -> None:
+    Except for requests with stop strings: these announce themselves by request id before their
+    first chunk, and are kept here until their answer has ended. There is one instance of this
+    step, so it sees every chunk of a request, in order.
+
+    vocab_size: of the model; its logits are padded behind it.
+    stop_generation: called with a request's id once a stop string was found; must not block.
+    """
+
+    def __init__(
+        self,
+        token_bytes: TokenBytes,
+        stop_generation: Callable[[str], None],
+        *,
+        vocab_size: int,
+    ) -> None:
         self.token_bytes = token_bytes
+        self.vocab_size = vocab_size
+        self._stop_generation = stop_generation
+        self._scanners: OrderedDict[str, StopScanner] = OrderedDict()
 
-    def __call__(self, response: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """One response of `tensorrt_llm` to one of the ensemble.
+    def __call__(
+        self, response: dict[str, NDArray[Any]], request_id: str = ""
+    ) -> dict[str, NDArray[Any]]:
+        """One response of `tensorrt_llm` to one of the ensemble, or an announcement (`stop_rule`).
 
         Takes output_ids int32 [1, 1, length] (only the first sequence_length of them count),
         gives text_output [1] (bytes that may end inside a UTF-8 character), output_ids [n] and
-        the rest of `tensor_contract.POSTPROCESSING.outputs`.
+        the rest of `tensor_contract.POSTPROCESSING.outputs`. Behind a stop string there is neither
+        text nor an id.
+
+        Raises InvalidRequest for the announcement of an id that another request is using.
         """
+        rule = response.get(contract.STOP_RULE.name)
+        if rule is not None and rule.size:
+            self._announce(request_id, StopRule.from_json(bytes(rule.reshape(-1)[0]).decode()))
         ids = response[contract.OUTPUT_IDS.name].reshape(-1)
         lengths = response[contract.SEQUENCE_LENGTH.name].reshape(-1)
         ids = ids[: int(lengths[0])] if len(lengths) else ids[:0]
         # TensorRT-LLM 0.21 sends the log-probs of the whole answer so far with every chunk.
         log_probs = response.get(contract.OUTPUT_LOG_PROBS.name)
+        log_probs = (
+            np.zeros(0, np.float32)
+            if log_probs is None
+            else log_probs.reshape(-1)[-len(ids) :][: len(ids)].astype(np.float32)
+        )
         error = response.get(contract.ERROR.name)
         error_text = b"" if error is None or not error.size else bytes(error.reshape(-1)[0])
-        text = self.token_bytes.join(ids.tolist())
+        num_output_tokens = _scalar(response, contract.NUM_OUTPUT_TOKENS.name)
+        text, stopped = b"", False
+        scanner = self._scanners.get(request_id) if rule is None else None
+        if scanner is None:
+            text = self.token_bytes.join(ids.tolist())
+        else:
+            text, count, stopped = self._scan(request_id, scanner, ids.tolist(), bool(error_text))
+            ids, log_probs = ids[:count], log_probs[:count]
+            num_output_tokens = np.minimum(num_output_tokens, count).astype(np.int32)
+        logits = response.get(contract.GENERATION_LOGITS.name)
+        if logits is None:
+            logits = np.zeros((0, self.vocab_size), np.float32)
+        top_ids, top_values = top_log_probs(
+            logits.reshape(-1, logits.shape[-1])[: len(ids)], self.vocab_size
+        )
         return {
             contract.TEXT_OUTPUT.name: np.array([text], np.object_),
             contract.ANSWER_IDS.name: ids.astype(np.int32),
             contract.NUM_INPUT_TOKENS.name: _scalar(response, contract.NUM_INPUT_TOKENS.name),
-            contract.NUM_OUTPUT_TOKENS.name: _scalar(response, contract.NUM_OUTPUT_TOKENS.name),
-            contract.LOG_PROBS.name: (
-                np.zeros(0, np.float32)
-                if log_probs is None
-                else log_probs.reshape(-1)[-len(ids) :][: len(ids)].astype(np.float32)
-            ),
+            contract.NUM_OUTPUT_TOKENS.name: num_output_tokens,
+            contract.LOG_PROBS.name: log_probs,
+            contract.TOP_TOKEN_IDS.name: top_ids,
+            contract.TOP_LOG_PROBS.name: top_values,
+            contract.STOPPED.name: np.array([stopped]),
             contract.ERROR.name: np.array([error_text], np.object_),
         }
+
+    def _announce(self, request_id: str, rule: StopRule) -> None:
+        known = self._scanners.get(request_id)
+        if known is not None and known.num_tokens and not known.ended:
+            raise InvalidRequest(
+                f"request id {request_id!r} is in use by a request that has not finished; give "
+                "every request an id of its own"
+            )
+        self._scanners[request_id] = StopScanner(rule)
+        self._scanners.move_to_end(request_id)
+        if len(self._scanners) > _MAX_ANNOUNCED:
+            self._scanners.popitem(last=False)
+
+    def _scan(
+        self, request_id: str, scanner: StopScanner, ids: list[int], failed: bool
+    ) -> tuple[bytes, int, bool]:
+        """Text to show, number of ids that belong to the answer, whether a stop string was found.
+
+        A request whose generation was told to stop is kept until its last chunk, without ids.
+        """
+        was_stopped = scanner.stopped
+        text, count = scanner.feed(self.token_bytes[token] for token in ids)
+        if scanner.stopped and not was_stopped and scanner.rule.stream:
+            self._stop_generation(request_id)
+        if failed and not scanner.num_tokens:
+            return text, count, False  # may be an id used twice: the other request goes on
+        if not ids or not scanner.rule.stream or (scanner.ended and not scanner.stopped):
+            del self._scanners[request_id]
+        return text, count, scanner.stopped
 
 
 def _scalar(response: dict[str, NDArray[Any]], name: str) -> NDArray[np.int32]:

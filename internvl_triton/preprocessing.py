@@ -5,24 +5,41 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from internvl_triton import tensor_contract as contract
-from internvl_triton.errors import InvalidRequest, InvalidSampling, RequestTooLong
+from internvl_triton.errors import (
+    ForbiddenToken,
+    InvalidRequest,
+    InvalidSampling,
+    RequestTooLong,
+)
+from internvl_triton.guides import requested_guide
 from internvl_triton.limits import Limits
 from internvl_triton.media import content_digest, decode_image, decode_video, unwrap_data_url
 from internvl_triton.messages import parse_conversation
 from internvl_triton.model_spec import ModelSpec
-from internvl_triton.prompt import Conversation, ImageRef, Prompt, Visual, build_prompt
+from internvl_triton.prompt import (
+    Conversation,
+    ImageRef,
+    Prompt,
+    VideoRef,
+    Visual,
+    build_prompt,
+)
 from internvl_triton.sampling import SamplingParams
+from internvl_triton.stage_metrics import StageTimes
+from internvl_triton.stop_strings import StopRule
 from internvl_triton.tiling import choose_grid, tile_image
 from internvl_triton.tokenizer import Tokenizer
 
-__all__ = ["Preprocessor", "Request"]
+__all__ = ["DECODE", "TILING", "Preprocessor", "Request", "stop_rule"]
+
+DECODE, TILING = "decode", "tiling"
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,15 @@ class Request:
     stream: bool = False
 
 
+class _Picture(NamedTuple):
+    """identity: the bytes that make it this picture. what: its name in errors."""
+
+    image: Image.Image
+    identity: bytes
+    what: str
+    max_tiles: int
+
+
 class Preprocessor:
     """Refuses everything that can be refused before the engines see the request."""
 
@@ -45,14 +71,22 @@ class Preprocessor:
         self.limits = limits
         self.tokenizer = tokenizer
 
-    def __call__(self, request: Request) -> dict[str, NDArray[Any]]:
+    def __call__(
+        self, request: Request, times: StageTimes | None = None
+    ) -> dict[str, NDArray[Any]]:
         """Tensor name -> array, as `tensor_contract.PREPROCESSING.outputs` lists them.
+
+        times: gets the seconds of the stages DECODE and TILING.
 
         Raises InvalidRequest (and its kinds) with a message for the caller.
         """
         self._check_counts(request)
         sampling = SamplingParams.from_json(request.sampling_parameters)
-        max_tiles = self._max_tiles(sampling)
+        max_tiles = sampling.tiles_per_image(
+            len(request.images),
+            default=self.spec.max_tiles,
+            largest=min(self.limits.max_tiles_per_request - 1, 40),  # room for the thumbnail
+        )
         conversation = parse_conversation(
             text_input=request.text_input,
             messages=request.messages,
@@ -60,13 +94,20 @@ class Preprocessor:
             num_videos=len(request.videos),
             default_system=self.spec.system_message,
         )
-        tiles, visuals = self._tile_media(conversation, request, max_tiles, sampling.num_frames)
+        tiles, visuals = self._tile_media(
+            conversation,
+            request,
+            max_tiles,
+            sampling.num_frames,
+            StageTimes() if times is None else times,
+        )
         prompt = build_prompt(
             conversation,
             visuals,
             tokenizer=self.tokenizer,
             tokens_per_tile=self.spec.tokens_per_tile,
             vocab_size=self.spec.llm.vocab_size,
+            template=self.spec.template,
         )
         max_tokens = self._max_tokens(len(prompt.input_ids), sampling)
         flat = [visual for group in visuals for visual in group]
@@ -96,19 +137,13 @@ class Preprocessor:
                     f"{name} has {size} bytes; the limit is {limits.max_text_bytes} bytes"
                 )
 
-    def _max_tiles(self, sampling: SamplingParams) -> int:
-        if sampling.max_tiles is None:
-            return self.spec.max_tiles
-        largest = min(self.limits.max_tiles_per_request - 1, 40)  # room for the thumbnail
-        if sampling.max_tiles > largest:
-            raise InvalidSampling(
-                f"sampling_parameters.max_tiles is {sampling.max_tiles}; it must be an integer "
-                f"from 1 to {largest}"
-            )
-        return sampling.max_tiles
-
     def _tile_media(
-        self, conversation: Conversation, request: Request, max_tiles: int, num_frames: int
+        self,
+        conversation: Conversation,
+        request: Request,
+        max_tiles: Sequence[int],
+        num_frames: int,
+        times: StageTimes,
     ) -> tuple[NDArray[np.uint8], list[list[Visual]]]:
         """uint8 (num_tiles, S, S, 3) of all pictures in prompt order, and what they are."""
         budget = self.limits.max_tiles_per_request
@@ -117,18 +152,14 @@ class Preprocessor:
         visuals: list[list[Visual]] = []
         used = 0
         for ref in conversation.media:
-            if isinstance(ref, ImageRef):
-                what = f"image {ref.index + 1}"
-                data = unwrap_data_url(request.images[ref.index], what)
-                pictures = [(decode_image(data, what, self.limits), data)]
-                limit = max_tiles
-            else:
-                what = f"video {ref.index + 1}"
-                data = unwrap_data_url(request.videos[ref.index], what)
-                pictures = _frames(data, what, num_frames, self.limits)
-                limit = 1  # the reference shows each frame as one tile
+            with times.stage(DECODE):
+                pictures = (
+                    self._pictures(ref, request.images, max_tiles)
+                    if isinstance(ref, ImageRef)
+                    else self._frames(ref, request.videos, num_frames)
+                )
             group = []
-            for image, identity in pictures:
+            for image, identity, what, limit in pictures:
                 grid = choose_grid(*image.size, max_tiles=limit, tile_size=size)
                 count = grid.num_tiles_with_thumbnail(use_thumbnail=self.spec.use_thumbnail)
                 used += count
@@ -137,20 +168,39 @@ class Preprocessor:
                         f"the pictures need more than {budget} tiles ({what} brings them to "
                         f"{used}); send fewer, or lower max_tiles (now {limit})"
                     )
-                parts.append(
-                    tile_image(
-                        image,
-                        max_tiles=limit,
-                        tile_size=size,
-                        use_thumbnail=self.spec.use_thumbnail,
+                with times.stage(TILING):
+                    parts.append(
+                        tile_image(
+                            image,
+                            max_tiles=limit,
+                            tile_size=size,
+                            use_thumbnail=self.spec.use_thumbnail,
+                        )
                     )
-                )
                 digest = content_digest(identity, grid.columns, grid.rows, size, count)
                 group.append(Visual(count, digest))
             visuals.append(group)
         if not parts:
             return np.empty((0, size, size, 3), np.uint8), visuals
         return np.concatenate(parts), visuals
+
+    def _pictures(
+        self, ref: ImageRef, images: Sequence[bytes], max_tiles: Sequence[int]
+    ) -> list[_Picture]:
+        pictures = []
+        for index in range(ref.index, ref.index + ref.count):
+            what = f"image {index + 1}"
+            data = unwrap_data_url(images[index], what)
+            image = decode_image(data, what, self.limits)
+            pictures.append(_Picture(image, data, what, max_tiles[index]))
+        return pictures
+
+    def _frames(self, ref: VideoRef, videos: Sequence[bytes], num_frames: int) -> list[_Picture]:
+        what = f"video {ref.index + 1}"
+        data = unwrap_data_url(videos[ref.index], what)
+        frames = decode_video(data, what, num_frames=num_frames, limits=self.limits)
+        # the reference shows each frame as one tile
+        return [_Picture(frame, frame.tobytes(), what, 1) for frame in frames]
 
     def _max_tokens(self, num_input_tokens: int, sampling: SamplingParams) -> int:
         room = self.limits.max_seq_len - num_input_tokens
@@ -160,6 +210,14 @@ class Preprocessor:
                 f"the prompt has {num_input_tokens} tokens; the limit for prompt and answer "
                 f"together is {self.limits.max_seq_len}"
             )
+        if sampling.top_logprobs:
+            most = max(1, self.limits.max_logits_bytes // (4 * self.spec.llm.vocab_size))
+            if wanted is not None and wanted > most:
+                raise InvalidSampling(
+                    f"sampling_parameters.max_tokens is {wanted}; with top_logprobs it can be at "
+                    f"most {most}"
+                )
+            room = min(room, most)
         if wanted is None:
             return min(self.limits.default_max_tokens, room)
         if wanted > room:
@@ -191,6 +249,7 @@ class Preprocessor:
             (contract.MIN_TOKENS, sampling.min_tokens, np.int32),
             (contract.SEED, seed, np.uint64),
             (contract.RETURN_LOG_PROBS, sampling.logprobs, np.bool_),
+            (contract.RETURN_GENERATION_LOGITS, sampling.top_logprobs > 0, np.bool_),
             (contract.RETURN_NUM_INPUT_TOKENS, True, np.bool_),
             (contract.RETURN_NUM_OUTPUT_TOKENS, True, np.bool_),
             (contract.EXCLUDE_INPUT_IN_OUTPUT, True, np.bool_),
@@ -199,11 +258,52 @@ class Preprocessor:
         arrays: dict[str, NDArray[Any]] = {
             tensor.name: np.array([[value]], dtype) for tensor, value, dtype in scalars
         }
-        stop_words = [self.tokenizer.encode(word) for word in sampling.stop]
+        guide = requested_guide(sampling)
+        if guide is not None:
+            for tensor, text in (
+                (contract.GUIDED_DECODING_GUIDE_TYPE, guide.guide_type),
+                (contract.GUIDED_DECODING_GUIDE, guide.guide),
+            ):
+                arrays[tensor.name] = np.array([[text.encode()]], np.object_)
+        stop_words = self._stop_words(sampling, ids.tolist())
         arrays[contract.INPUT_IDS.name] = ids[None]
         arrays[contract.PROMPT_TABLE_EXTRA_IDS.name] = prompt.prompt_table_extra_ids[None]
         arrays[contract.STOP_WORDS_LIST.name] = word_list(stop_words)[None]
         return arrays
+
+    def _stop_words(self, sampling: SamplingParams, prompt_ids: list[int]) -> list[list[int]]:
+        """Token ids of the stop strings at which TensorRT-LLM can end the answer by itself.
+
+        Postprocessing finds every stop string; these only spare it the steps until its stop
+        arrives. Left out is what TensorRT-LLM would find elsewhere than in the answer's text
+        after min_tokens: it compares with prompt and answer together, and from the first token.
+        """
+        words = []
+        for text in sampling.stop if sampling.min_tokens == 0 else ():
+            try:
+                word = self.tokenizer.encode(text)
+            except ForbiddenToken:  # spells a special token, which no answer's text holds
+                continue
+            begun = any(word[:n] == prompt_ids[-n:] for n in range(1, len(word)))
+            if not begun and self.tokenizer.token_bytes.join(word) == text.encode():
+                words.append(word)
+        return words
+
+
+def stop_rule(request: Request, tensors: dict[str, NDArray[Any]]) -> StopRule | None:
+    """What postprocessing has to know of a request before its first chunk; None without `stop`.
+
+    tensors: what Preprocessor made of the request.
+    """
+    stop = SamplingParams.from_json(request.sampling_parameters).stop
+    if not stop:
+        return None
+    return StopRule(
+        stop=stop,
+        min_tokens=int(tensors[contract.MIN_TOKENS.name].item()),
+        max_tokens=int(tensors[contract.REQUEST_OUTPUT_LEN.name].item()),
+        stream=request.stream,
+    )
 
 
 def word_list(words: Sequence[Sequence[int]]) -> NDArray[np.int32]:
@@ -218,11 +318,3 @@ def word_list(words: Sequence[Sequence[int]]) -> NDArray[np.int32]:
     array[0, : len(flat)] = flat
     array[1, : len(words)] = np.cumsum([len(word) for word in words])
     return array
-
-
-def _frames(
-    data: bytes, what: str, num_frames: int, limits: Limits
-) -> list[tuple[Image.Image, bytes]]:
-    """Frames with the bytes that identify each: their pixels."""
-    frames = decode_video(data, what, num_frames=num_frames, limits=limits)
-    return [(frame, frame.tobytes()) for frame in frames]

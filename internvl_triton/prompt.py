@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 __all__ = [
     "DEFAULT_SYSTEM_MESSAGE",
+    "TEMPLATES",
     "Conversation",
     "ImageRef",
     "Part",
     "Prompt",
+    "PromptTemplate",
     "PromptTokenizer",
     "Turn",
     "VideoRef",
@@ -27,11 +29,27 @@ __all__ = [
     "build_prompt",
 ]
 
-# internvl/conversation.py, template internvl2_5, OpenGVLab/InternVL @ 2410d1d
+# internvl/conversation.py, OpenGVLab/InternVL @ 2410d1d: internvl2_5, then InternVL2's
 DEFAULT_SYSTEM_MESSAGE = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"  # noqa: E501, RUF001
+_INTERNVL2_SYSTEM_MESSAGE = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"  # noqa: E501, RUF001
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 IMG_START, IMG_END, IMG_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 TEMPLATE_TOKENS = (IM_START, IM_END, IMG_START, IMG_END, IMG_CONTEXT)
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """after_turn: plain text behind each <|im_end|>."""
+
+    system_message: str
+    after_turn: str
+
+
+TEMPLATES = {
+    "internvl2_5": PromptTemplate(DEFAULT_SYSTEM_MESSAGE, "\n"),
+    "Hermes-2": PromptTemplate(_INTERNVL2_SYSTEM_MESSAGE, ""),
+    "internlm2-chat": PromptTemplate(_INTERNVL2_SYSTEM_MESSAGE, ""),
+}
 
 
 class PromptTokenizer(Protocol):
@@ -48,9 +66,14 @@ class PromptTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class ImageRef:
-    """The place of one entry of `images`, counted from 0."""
+    """The place of one entry of `images`, counted from 0; or of several as one combined picture.
+
+    Combined pictures stand between one `<img>` and `</img>`, tiles of one after those of the
+    other: what the reference's `chat()` does with one `<image>` and the tiles of several pictures.
+    """
 
     index: int
+    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -122,12 +145,15 @@ def build_prompt(
     tokenizer: PromptTokenizer,
     tokens_per_tile: int,
     vocab_size: int,
+    template: str = "internvl2_5",
 ) -> Prompt:
     """Ids of the whole prompt, ending in the assistant's opening.
 
-    visuals: for each entry of `conversation.media`, its pictures: one for an image, one per
-    frame for a video. Visual positions carry the virtual ids vocab_size + k, k running over all
-    visual tokens of the request, and the picture's content hash as extra id.
+    visuals: for each entry of `conversation.media`, its pictures: one for an image, several for
+    combined ones, one per frame for a video. Visual positions carry the virtual ids
+    vocab_size + k, k running over all visual tokens of the request, and the picture's content
+    hash as extra id.
+    template: one of TEMPLATES.
 
     Raises ForbiddenToken when text spells a token of the template.
     """
@@ -136,7 +162,7 @@ def build_prompt(
     num_visual_tokens = 0
     if tokenizer.bos_id is not None:
         ids.append(tokenizer.bos_id)
-    for piece in _join_text(_pieces(conversation, visuals)):
+    for piece in _join_text(_pieces(conversation, visuals, TEMPLATES[template])):
         if isinstance(piece, str):
             ids += tokenizer.encode(piece)
         elif isinstance(piece, _Special):
@@ -156,13 +182,15 @@ def build_prompt(
     )
 
 
-def _pieces(conversation: Conversation, visuals: Sequence[Sequence[Visual]]) -> Iterable[_Piece]:
+def _pieces(
+    conversation: Conversation, visuals: Sequence[Sequence[Visual]], template: PromptTemplate
+) -> Iterable[_Piece]:
     system = conversation.system
     media = iter(visuals)
     yield _Special(IM_START)
-    yield "system\n" + (DEFAULT_SYSTEM_MESSAGE if system is None else system)
+    yield "system\n" + (template.system_message if system is None else system)
     yield _Special(IM_END)
-    yield "\n"
+    yield template.after_turn
     for turn in conversation.turns:
         yield _Special(IM_START)
         yield turn.role + "\n"
@@ -170,22 +198,22 @@ def _pieces(conversation: Conversation, visuals: Sequence[Sequence[Visual]]) -> 
             if isinstance(part, str):
                 yield part
             elif isinstance(part, ImageRef):
-                (visual,) = next(media)
-                yield from _image(visual)
+                yield from _image(next(media))
             else:
                 for number, visual in enumerate(next(media), start=1):
                     yield f"Frame{number}: "
-                    yield from _image(visual)
+                    yield from _image([visual])
                     yield "\n"
         yield _Special(IM_END)
-        yield "\n"
+        yield template.after_turn
     yield _Special(IM_START)
     yield "assistant\n"
 
 
-def _image(visual: Visual) -> Iterable[_Piece]:
+def _image(visuals: Sequence[Visual]) -> Iterable[_Piece]:
     yield _Special(IMG_START)
-    yield _VisualTokens(visual)
+    for visual in visuals:
+        yield _VisualTokens(visual)
     yield _Special(IMG_END)
 
 

@@ -1,4 +1,8 @@
-"""config.json facts of the seven published InternVL2.5 sizes, for names, plans and tests.
+"""config.json facts of the published sizes, for names, plans and tests.
+
+PUBLISHED_MODELS are the seven InternVL2.5 ones. OTHER_GENERATIONS have the same towers, projector
+and language model classes, so they convert too: InternVL2 has another prompt template, InternVL3
+other Qwen2.5 sizes. NOT_CONVERTED says why by name.
 
 Conversion never reads this table: it reads the checkpoint's own config.json. The numbers are
 confirmed by the published parameter counts (`tests/unit/test_published_models.py`).
@@ -8,7 +12,13 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["HUB_ORGANISATION", "PUBLISHED_MODELS", "published_config"]
+__all__ = [
+    "HUB_ORGANISATION",
+    "NOT_CONVERTED",
+    "OTHER_GENERATIONS",
+    "PUBLISHED_MODELS",
+    "published_config",
+]
 
 HUB_ORGANISATION = "OpenGVLab"
 
@@ -88,19 +98,49 @@ PUBLISHED_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "InternVL2_5-78B": (_VIT_6B, _llm(_QWEN2, 8192, 80, 64, 8, 29568)),
 }
 
+# InternVL2's Qwen2 adds its nine tokens to 151646; InternVL3's config.json names a rope scaling
+# that is the identity up to 32768 positions.
+_QWEN2_OF_2 = {**_QWEN2, "vocab_size": 151655}
+_QWEN2_OF_3 = {**_QWEN2, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
+_HERMES, _INTERNLM_CHAT = {"template": "Hermes-2"}, {"template": "internlm2-chat"}
+# name -> vision_config, llm_config, what differs at the top level
+OTHER_GENERATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "InternVL2-1B": (_VIT_300M, _llm(_QWEN2_OF_2, 896, 24, 14, 2, 4864), _HERMES),
+    "InternVL2-2B": (_VIT_300M, _llm(_INTERNLM2, 2048, 24, 16, 8, 8192), _INTERNLM_CHAT),
+    "InternVL2-8B": (_VIT_300M, _llm(_INTERNLM2, 4096, 32, 32, 8, 14336), _INTERNLM_CHAT),
+    "InternVL2-26B": (_VIT_6B, _llm(_INTERNLM2, 6144, 48, 48, 8, 16384), _INTERNLM_CHAT),
+    "InternVL3-1B": (_VIT_300M, _llm(_QWEN2_OF_3, 896, 24, 14, 2, 4864), {}),
+    "InternVL3-2B": (_VIT_300M, _llm(_QWEN2_OF_3, 1536, 28, 12, 2, 8960), {}),
+    "InternVL3-8B": (_VIT_300M, _llm(_QWEN2_OF_3, 3584, 28, 28, 4, 18944), {}),
+    "InternVL3-14B": (_VIT_300M, _llm(_QWEN2_OF_3, 5120, 48, 40, 8, 13824), {}),
+    "InternVL3-38B": (_VIT_6B, _llm(_QWEN2_OF_3, 5120, 64, 40, 8, 27648), {}),
+    "InternVL3-78B": (_VIT_6B, _llm(_QWEN2_OF_3, 8192, 80, 64, 8, 29568), {}),
+}
+NOT_CONVERTED = {
+    "InternVL2-4B": "its language model is Phi-3; use InternVL2_5-4B",
+    "InternVL2-40B": "its language model is Yi-34B, a Llama; use InternVL2_5-38B",
+    "InternVL2-Llama3-76B": "its language model is Llama 3; use InternVL2_5-78B",
+    "InternVL3-9B": "its language model is InternLM3; use InternVL3-8B",
+}
+
 
 def published_config(
     name: str, *, vision_layers: int | None = None, llm_layers: int | None = None
 ) -> dict[str, Any]:
     """config.json of a published size, optionally with fewer layers.
 
-    Raises KeyError for a name that is not in PUBLISHED_MODELS.
+    Raises KeyError for a name that is in neither table.
     """
-    vision, llm = PUBLISHED_MODELS[name]
-    return chat_config(
+    top: dict[str, Any] = {}
+    if name in PUBLISHED_MODELS:
+        vision, llm = PUBLISHED_MODELS[name]
+    else:
+        vision, llm, top = OTHER_GENERATIONS[name]
+    config = chat_config(
         vision if vision_layers is None else {**vision, "num_hidden_layers": vision_layers},
         llm if llm_layers is None else {**llm, "num_hidden_layers": llm_layers},
     )
+    return {**config, **top}
 
 
 def chat_config(vision: dict[str, Any], llm: dict[str, Any]) -> dict[str, Any]:

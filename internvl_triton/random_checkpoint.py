@@ -84,13 +84,14 @@ def write_random_checkpoint(
     seed: int = 0,
     dtype: Literal["BF16", "F16", "F32"] = "BF16",
     shards: int = 1,
-    zeros: bool = False,
+    zeros: bool | str = False,
     tokenizer: bool = True,
 ) -> Path:
     """Write config.json, safetensors shard(s) and tokenizer files; return `directory`.
 
     shards: number of safetensors files; 1 writes `model.safetensors` without an index.
-    zeros: leave all weights zero as holes in sparse files, for sizes too big to fill.
+    zeros: leave all weights zero as holes in sparse files, for sizes too big to fill; a text leaves
+    only those whose names begin with it.
     tokenizer: write a tiny tokenizer of exactly config's vocab_size entries.
     """
     spec = ModelSpec.from_config(config)
@@ -111,7 +112,7 @@ def write_random_checkpoint(
         ) as writer:
             for tensor, shape in part.items():
                 weight_map[tensor] = name
-                if not zeros:
+                if not (tensor.startswith(zeros) if isinstance(zeros, str) else zeros):
                     writer.write(tensor, random_tensor(tensor, shape, seed).astype(_DTYPES[dtype]))
     if shards > 1:
         index_json = json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2)

@@ -2,7 +2,8 @@
 
 WAR: a stub of the Python backend whose server was killed normally ends within a second. But a
 thread that is asking the server something at that moment (such as `is_cancelled`) waits for ever,
-and the stub with it: an orphan process and its shared memory stay behind.
+and the stub with it: an orphan process and its shared memory stay behind. The supervisor clears
+both away; this is for a server that runs without one, or whose supervisor was killed.
 """
 
 from __future__ import annotations

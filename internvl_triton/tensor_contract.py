@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from internvl_triton.top_log_probs import MAX_TOP_LOG_PROBS
+
 __all__ = [
     "ENSEMBLE",
     "MODELS",
@@ -25,7 +27,10 @@ __all__ = [
     "gpu_models",
 ]
 
-INVALID_REQUEST = "invalid request: "  # begins the message of an error that the caller can repair
+# Beginnings of error messages, which is all that tells the kinds apart inside a stream.
+INVALID_REQUEST = "invalid request: "  # the caller can repair it
+OVERLOADED = "overloaded: "  # the same request may succeed later
+TIMED_OUT = "timed out: "  # the request's own timeout is over
 
 DType = Literal["BOOL", "UINT8", "INT32", "UINT64", "FP32", "FP16", "BF16", "STRING"]
 
@@ -80,11 +85,17 @@ FREQUENCY_PENALTY = _optional_scalar("frequency_penalty", "FP32")
 MIN_TOKENS = _optional_scalar("min_tokens", "INT32")
 SEED = _optional_scalar("seed", "UINT64")
 RETURN_LOG_PROBS = _optional_scalar("return_log_probs", "BOOL")
+RETURN_GENERATION_LOGITS = _optional_scalar("return_generation_logits", "BOOL")
 RETURN_NUM_INPUT_TOKENS = _optional_scalar("return_num_input_tokens", "BOOL")
 RETURN_NUM_OUTPUT_TOKENS = _optional_scalar("return_num_output_tokens", "BOOL")
 EXCLUDE_INPUT_IN_OUTPUT = _optional_scalar("exclude_input_in_output", "BOOL")
 STOP = _optional_scalar("stop", "BOOL")
 STREAMING = _optional_scalar("streaming", "BOOL")
+# Types: json_schema and regex; 0.21 knows json, ebnf_grammar and structural_tag as well.
+GUIDED_DECODING_GUIDE_TYPE = Tensor(
+    "guided_decoding_guide_type", "STRING", (1,), optional=True, ragged=True
+)
+GUIDED_DECODING_GUIDE = Tensor("guided_decoding_guide", "STRING", (1,), optional=True, ragged=True)
 PROMPT_EMBEDDING_TABLE = Tensor(
     "prompt_embedding_table", "FP32", (-1, -1), optional=True, ragged=True
 )
@@ -95,6 +106,9 @@ PROMPT_TABLE_EXTRA_IDS = Tensor(
 OUTPUT_IDS = Tensor("output_ids", "INT32", (-1, -1))
 SEQUENCE_LENGTH = Tensor("sequence_length", "INT32", (-1,))
 OUTPUT_LOG_PROBS = Tensor("output_log_probs", "FP32", (-1, -1))
+# Of the new tokens, before temperature and penalties; only when asked for. Streamed [1, 1, vocab]
+# for each token; otherwise [1, n, vocab], n at least the answer's length. The vocabulary is padded.
+GENERATION_LOGITS = Tensor("generation_logits", "FP32", (-1, -1, -1))
 NUM_INPUT_TOKENS = Tensor("num_input_tokens", "INT32", (1,))
 NUM_OUTPUT_TOKENS = Tensor("num_output_tokens", "INT32", (1,))
 # Not in the template: the CPU engine reports a failure as data, because an error response
@@ -119,6 +133,7 @@ TENSORRT_LLM = ModelContract(
         FREQUENCY_PENALTY,
         SEED,
         RETURN_LOG_PROBS,
+        RETURN_GENERATION_LOGITS,
         RETURN_NUM_INPUT_TOKENS,
         RETURN_NUM_OUTPUT_TOKENS,
         EXCLUDE_INPUT_IN_OUTPUT,
@@ -126,11 +141,14 @@ TENSORRT_LLM = ModelContract(
         STREAMING,
         PROMPT_EMBEDDING_TABLE,
         PROMPT_TABLE_EXTRA_IDS,
+        GUIDED_DECODING_GUIDE_TYPE,
+        GUIDED_DECODING_GUIDE,
     ),
     outputs=(
         OUTPUT_IDS,
         SEQUENCE_LENGTH,
         OUTPUT_LOG_PROBS,
+        GENERATION_LOGITS,
         NUM_INPUT_TOKENS,
         NUM_OUTPUT_TOKENS,
         ERROR,
@@ -175,6 +193,12 @@ VISION_ENCODER = ModelContract(
 TEXT_OUTPUT = Tensor("text_output", "STRING", (1,))
 ANSWER_IDS = Tensor("output_ids", "INT32", (-1,))
 LOG_PROBS = Tensor("log_probs", "FP32", (-1,))
+# Alternatives of each token, most likely first: (n, 20), or (0, 20) when not asked for.
+TOP_TOKEN_IDS = Tensor("top_token_ids", "INT32", (-1, MAX_TOP_LOG_PROBS))
+TOP_LOG_PROBS = Tensor("top_log_probs", "FP32", (-1, MAX_TOP_LOG_PROBS))
+STOPPED = Tensor("stopped", "BOOL", (1,))  # a stop string was found: the answer ends here
+# Announces a request with stop strings, before its first chunk: JSON of stop_strings.StopRule.
+STOP_RULE = Tensor("stop_rule", "STRING", (1,), optional=True)
 
 POSTPROCESSING = ModelContract(
     "postprocessing",
@@ -182,11 +206,23 @@ POSTPROCESSING = ModelContract(
         Tensor("output_ids", "INT32", (-1, -1, -1)),
         Tensor("sequence_length", "INT32", (-1, -1)),
         Tensor("output_log_probs", "FP32", (-1, -1, -1), optional=True),
+        Tensor("generation_logits", "FP32", (-1, -1, -1, -1), optional=True),
         Tensor("num_input_tokens", "INT32", (-1, 1)),
         Tensor("num_output_tokens", "INT32", (-1, 1)),
         Tensor("error", "STRING", (-1, 1), optional=True),
+        STOP_RULE,
     ),
-    outputs=(TEXT_OUTPUT, ANSWER_IDS, NUM_INPUT_TOKENS, NUM_OUTPUT_TOKENS, LOG_PROBS, ERROR),
+    outputs=(
+        TEXT_OUTPUT,
+        ANSWER_IDS,
+        NUM_INPUT_TOKENS,
+        NUM_OUTPUT_TOKENS,
+        LOG_PROBS,
+        TOP_TOKEN_IDS,
+        TOP_LOG_PROBS,
+        STOPPED,
+        ERROR,
+    ),
 )
 
 ENSEMBLE = ModelContract("internvl", PREPROCESSING.inputs, POSTPROCESSING.outputs)

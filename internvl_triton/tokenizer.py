@@ -89,6 +89,10 @@ class Tokenizer:
                 ids += self._checked(self._encode_plain(stretch), stretch)
         return ids
 
+    def encode_verbatim(self, text: str) -> list[int]:
+        """Ids of text in which nothing is markup or forbidden, as a model would write it."""
+        return self._encode_plain(text)
+
     def _checked(self, ids: list[int], text: str) -> list[int]:
         # A SentencePiece vocabulary can spell a chat token as an ordinary piece
         # ("[UNUSED_TOKEN_145]"), which would end a turn from inside user text.

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from internvl_triton import tensor_contract as contract
 from internvl_triton.errors import InvalidRequest
 from internvl_triton.grpc_transport import stop_inputs
+from internvl_triton.stop_strings import StopRule
 from internvl_triton.tensor_contract import ModelContract, Tensor
 
 __all__ = [
     "CancelCheck",
     "StopOnCancel",
+    "announce_stops",
     "answer_each",
     "array",
     "arrays",
@@ -30,6 +32,7 @@ __all__ = [
     "flag",
     "parameters",
     "response",
+    "stop_generation",
     "text",
 ]
 
@@ -171,10 +174,13 @@ class StopOnCancel:
         self._sent[request_id] = None
         if len(self._sent) > self._remember:
             self._sent.popitem(last=False)
-        threading.Thread(target=self._stop, args=(request_id,), daemon=True).start()
+        stop_generation(self._pb_utils, request_id)
 
-    def _stop(self, request_id: str) -> None:
-        pb_utils = self._pb_utils
+
+def stop_generation(pb_utils: Any, request_id: str) -> None:
+    """Tell `tensorrt_llm` to end this request; returns at once, a thread sends it."""
+
+    def send() -> None:
         values = stop_inputs()
         try:
             request = pb_utils.InferenceRequest(
@@ -190,3 +196,41 @@ class StopOnCancel:
                 pass
         except Exception as error:  # noqa: BLE001 - a thread of its own: nobody else would see it
             log_exception(pb_utils, error)
+
+    threading.Thread(target=send, daemon=True).start()
+
+
+def announce_stops(pb_utils: Any, request_id: str, rule: StopRule | None) -> None:
+    """Tell `postprocessing` the stop strings of a request, before its first chunk gets there.
+
+    By BLS: an ensemble's step behind the language model gets no tensor of an earlier step. None:
+    there is nothing to tell.
+
+    Raises InvalidRequest when the request cannot be told from others.
+    """
+    if rule is None:
+        return
+    if not request_id:
+        raise InvalidRequest(
+            "stop needs a request id, by which the pieces of the answer are recognised; give the "
+            'request an id of its own, over HTTP as "id": "..." beside the inputs'
+        )
+    empty = np.zeros((1, 1), np.int32)
+    values = {
+        contract.STOP_RULE.name: np.array([rule.to_json().encode()], np.object_),
+        contract.OUTPUT_IDS.name: empty[None],
+        contract.SEQUENCE_LENGTH.name: empty,
+        contract.NUM_INPUT_TOKENS.name: empty,
+        contract.NUM_OUTPUT_TOKENS.name: empty,
+    }
+    answer = pb_utils.InferenceRequest(
+        model_name=contract.POSTPROCESSING.name,
+        request_id=request_id,
+        requested_output_names=[contract.STOPPED.name],
+        inputs=[pb_utils.Tensor(name, value) for name, value in values.items()],
+    ).exec()
+    if answer.has_error():
+        message = str(answer.error().message())
+        if message.startswith(contract.INVALID_REQUEST):
+            raise InvalidRequest(message.removeprefix(contract.INVALID_REQUEST))
+        raise RuntimeError(message)

@@ -79,6 +79,7 @@ def _cpu_llm_model(model: ModelContract, deployment: Deployment, artifacts: dict
         "max_seq_len": str(limits.max_seq_len),
         "max_visual_tokens": str(limits.max_visual_tokens(deployment.spec)),
         "max_queue_size": str(limits.max_queue_size),
+        "prefix_cache_bytes": str(limits.prefix_cache_bytes),
     }
     return _python_model(model, parameters, max_batch_size=limits.max_batch_size, decoupled=True)
 

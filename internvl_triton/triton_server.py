@@ -14,6 +14,7 @@ import errno
 import http.client
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import re
@@ -30,16 +31,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from internvl_triton.errors import PortInUse, ServerStartFailed
+from internvl_triton import tensor_contract as contract
+from internvl_triton.errors import PortInUse, ServerCrashed, ServerStartFailed
 from internvl_triton.libpython import LIBPYTHON, find_libpython
+from internvl_triton.supervisor import KILL_NOW, SHARED_MEMORY, remove_shared_memory, supervised
 
 LOOPBACK = "127.0.0.1"
-SHARED_MEMORY = Path("/dev/shm")
 # Every model instance takes 1 MB at once and grows by the tensors it passes on.
 MIN_SHARED_MEMORY_BYTES = 128 * 2**20
 MIN_GLIBC = (2, 35)
 # tritonserver does not always leave when its exit timeout is over: an idle stream can hold it.
 KILL_GRACE_S = 5.0
+START_ATTEMPTS = 3
+CLEAN_UP_TIMEOUT_S = 10.0  # the supervisor kills and reaps, which takes milliseconds
+CONTROL_HEADER = "launcher-token"
+STUB = "triton_python_backend_stub"
 UNTELLING = re.compile(r"I\d{4} |\+--|\| |[EW]\d{4} .*(cuda|pinned_memory)", re.IGNORECASE)
 
 
@@ -47,7 +53,8 @@ class TritonServer:
     """One tritonserver process that serves `model_repository`.
 
     The server is killed when the thread that called `start` ends, so start it from a thread that
-    outlives it. It runs in its own session: Ctrl-C in a terminal reaches the launcher only.
+    outlives it. It runs under a supervisor of its own (`supervisor.py`), in its own session:
+    Ctrl-C in a terminal reaches the launcher only, and nothing of a server that ends is left.
 
     Args:
         log_path: where the server's log goes. None: to the launcher's own stdout and stderr.
@@ -79,6 +86,7 @@ class TritonServer:
         """The server's exit code once it has ended; negative: the signal that killed it."""
         self._process: subprocess.Popen[bytes] | None = None
         self._shared_memory_prefix = f"internvl_{os.getpid()}_{secrets.token_hex(4)}_"
+        self._control_token = secrets.token_hex(16)
         self._cleanup = contextlib.ExitStack()
 
     @property
@@ -102,7 +110,7 @@ class TritonServer:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the running server."""
+        """Process id of the running server's supervisor, whose child the server is."""
         return self._process.pid if self._process else None
 
     def __enter__(self) -> "TritonServer":
@@ -154,20 +162,23 @@ class TritonServer:
         return self._command(wheel, folder), _environment(wheel, folder / "python")
 
     def _launch(self, cleanup: contextlib.ExitStack) -> "subprocess.Popen[bytes]":
+        # The supervisor removes it too, unless it was killed itself.
         cleanup.callback(remove_shared_memory, self._shared_memory_prefix)
         command, environment = self._prepare(cleanup)
         log: BinaryIO | None = None
         if self.log_path:
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # it may say why that server ended
+                self.log_path.replace(self.log_path.with_suffix(".previous.log"))
             log = cleanup.enter_context(self.log_path.open("wb"))
         return subprocess.Popen(
-            [*_die_with_this_process(), *command],
+            supervised(command, shared_memory_prefix=self._shared_memory_prefix),
             cwd="/",  # the stub puts its working directory first on sys.path
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log and subprocess.STDOUT,
-            start_new_session=True,  # one group for the server and its stubs
+            start_new_session=True,
         )
 
     def _command(self, wheel: Path, backends: Path) -> list[str]:
@@ -190,6 +201,7 @@ class TritonServer:
         return [
             *command,
             *(f"--{name}={value}" for name, value in options.items()),
+            *control_options(self._control_token),
             *self.arguments,
         ]
 
@@ -199,26 +211,32 @@ class TritonServer:
 
     def is_ready(self) -> bool:
         """Whether the server says that all its models can be used."""
-        connection = http.client.HTTPConnection(self._client_host, self.http_port, timeout=2)
-        with contextlib.closing(connection):
-            try:
-                connection.request("GET", "/v2/health/ready")
-                return connection.getresponse().status == 200
-            except (OSError, http.client.HTTPException):
-                return False
+        status, _ = self.request("GET", "/v2/health/ready", timeout_s=2)
+        return status == 200
 
     def wait_ready(self, timeout_s: float) -> None:
-        """Return when all models are loaded.
+        """Return when all models are loaded. A server that aborts meanwhile is started again.
 
         Raises:
             ServerStartFailed: the process ended or the time is over; with the reasons in its log.
+            ServerCrashed: a signal ended it.
         """
         deadline = time.monotonic() + timeout_s
+        attempts = 1
         while not self.is_ready():
             if not self.is_running():
                 exit_code = self._process.returncode if self._process else None
+                # WAR: on a busy machine a lock that tritonserver shares with a starting stub can
+                # time out (boost::interprocess::lock_exception after 10 s), and it aborts.
+                if exit_code == -signal.SIGABRT and attempts < START_ATTEMPTS:
+                    attempts += 1
+                    self.kill()
+                    self.start()
+                    continue
                 ended = f"tritonserver ended with exit code {exit_code} before it was ready"
-                raise ServerStartFailed(f"{ended}\n{self._log_excerpt()}")
+                crashed = exit_code is not None and exit_code < 0
+                kind = ServerCrashed if crashed else ServerStartFailed
+                raise kind(f"{ended}\n{self._log_excerpt()}")
             if time.monotonic() > deadline:
                 late = f"tritonserver was not ready after {timeout_s:g} s"
                 raise ServerStartFailed(f"{late}\n{self._log_excerpt()}")
@@ -233,23 +251,92 @@ class TritonServer:
         except subprocess.TimeoutExpired:
             return None
 
+    def drain(self, timeout_s: float) -> bool:
+        """Refuse new requests and let the running ones end. Whether all have ended in time.
+
+        Triton does both when it unloads the ensemble: its readiness turns false at once, and its
+        steps stay loaded for the requests that are under way. (SIGTERM alone would silence them.)
+        """
+        deadline = time.monotonic() + timeout_s
+        self._control(f"models/{contract.ENSEMBLE.name}/unload")
+        while self.is_running():
+            if self._ensemble_state() == "UNAVAILABLE":
+                return True
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        return True
+
+    def _ensemble_state(self) -> str | None:
+        """READY, LOADING, UNLOADING, UNAVAILABLE; None when the server does not answer."""
+        status, body = self._control("index")
+        if status != 200:
+            return None
+        states: dict[str, str] = {
+            model["name"]: model.get("state", "") for model in json.loads(body)
+        }
+        return states.get(contract.ENSEMBLE.name, "UNAVAILABLE")
+
+    def _control(self, path: str) -> tuple[int | None, bytes]:
+        """Ask Triton's model-repository API."""
+        headers = {CONTROL_HEADER: self._control_token}
+        return self.request("POST", f"/v2/repository/{path}", b"{}", headers)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        *,
+        port: int | None = None,
+        timeout_s: float = 5.0,
+    ) -> tuple[int | None, bytes]:
+        """HTTP status and body; None and why, when no answer came. port: None is the HTTP one."""
+        connection = http.client.HTTPConnection(
+            self._client_host, port or self.http_port, timeout=timeout_s
+        )
+        with contextlib.closing(connection):
+            try:
+                connection.request(method, path, body, headers or {})
+                response = connection.getresponse()
+                return response.status, response.read()
+            except (OSError, http.client.HTTPException) as error:
+                return None, str(error or type(error).__name__).encode()
+
+    def model_processes(self) -> dict[int, str]:
+        """Process id -> model of every live Python model of this server."""
+        found = {}
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                arguments = path.read_bytes().decode(errors="replace").split("\0")
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if len(arguments) > 2 and Path(arguments[0]).name == STUB:
+                _, model_file, region, *_ = arguments
+                if Path(region).name.startswith(self._shared_memory_prefix):
+                    found[int(path.parent.name)] = Path(model_file).parent.parent.name
+        return found
+
     def stop(self) -> int | None:
-        """Let running requests finish, end the server and remove what it left. Its exit code.
+        """End the server and remove what it left. Its exit code. Call `drain` first: see there.
 
         Whatever is alive `exit_timeout_s` + 5 s later is killed. Does nothing when not running.
         """
         if self._process is None:
             return self.exit_code
-        process = self._process
         try:
-            if process.poll() is None:
-                process.terminate()
+            if self._process.poll() is None:
+                self._process.terminate()
                 self.wait(self.exit_timeout_s + KILL_GRACE_S)
         finally:  # a second Ctrl-C while waiting must not leave anything behind either
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # also stubs that outlived their server
-            self.exit_code = process.wait()
-            _wait_for_group(process.pid)
+            self.kill()
+        return self.exit_code
+
+    def kill(self) -> int | None:
+        """End the server at once and remove what it left. Its exit code."""
+        if self._process is not None:
+            self.exit_code = _kill(self._process)
             self._cleanup.close()
             self._process = None
         return self.exit_code
@@ -259,6 +346,17 @@ class TritonServer:
             return "its log is above"
         reasons = log_reasons(self.log_path.read_text(errors="replace"))
         return "\n".join([f"the end of its log, {self.log_path}:", *reasons])
+
+
+def control_options(token: str) -> list[str]:
+    """Options that let only those who know the token load and unload models."""
+    restricted = f"model-repository:{CONTROL_HEADER}={token}"
+    return [
+        "--model-control-mode=explicit",
+        "--load-model=*",
+        f"--http-restricted-api={restricted}",
+        f"--grpc-restricted-protocol={restricted}",
+    ]
 
 
 def log_reasons(log: str, *, limit: int = 30) -> list[str]:
@@ -354,12 +452,6 @@ def _port_options(purpose: str) -> str:
     return f"--{name}-port (make: {name.upper()}_PORT=<port>)"
 
 
-def remove_shared_memory(prefix: str) -> None:
-    """Remove shared-memory regions whose names start with `prefix`; crashed stubs leave them."""
-    for region in SHARED_MEMORY.glob(f"{prefix}*"):
-        region.unlink(missing_ok=True)
-
-
 def _pytriton_folder() -> Path:
     """The installed package `pytriton`, found without importing it."""
     spec = importlib.util.find_spec("pytriton")
@@ -398,18 +490,12 @@ def _environment(wheel: Path, backend: Path) -> dict[str, str]:
     }
 
 
-def _die_with_this_process() -> list[str]:
-    """What to put before a command so that it cannot outlive this process."""
-    program = Path(__file__).with_name("die_with_parent.py")
-    return [sys.executable, "-I", str(program), str(os.getpid())]
-
-
-def _wait_for_group(group: int, timeout_s: float = 5.0) -> None:
-    """Wait until no process of a killed group is left, so that its files can be removed."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.02)
+def _kill(supervisor: "subprocess.Popen[bytes]") -> int:
+    """End a server at once, with all that belongs to it. Its exit code."""
+    if supervisor.poll() is None:
+        supervisor.send_signal(KILL_NOW)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            supervisor.wait(CLEAN_UP_TIMEOUT_S)
+    with contextlib.suppress(ProcessLookupError):  # all gone, unless the supervisor was killed
+        os.killpg(supervisor.pid, signal.SIGKILL)
+    return supervisor.wait()

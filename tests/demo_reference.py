@@ -42,10 +42,10 @@ def demo_reference(checkpoint: Path) -> tuple[dict[str, object], float]:
 def main() -> None:
     import tempfile
 
-    from build.demo_checkpoint import ensure_demo_checkpoint
+    from build.demo_checkpoint import DEMO, demo_checkpoint
 
     with tempfile.TemporaryDirectory() as scratch:
-        content, margin = demo_reference(ensure_demo_checkpoint(Path(scratch) / "demo"))
+        content, margin = demo_reference(demo_checkpoint(DEMO, Path(scratch) / "demo"))
     (SAMPLES / "shapes.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"wrote shapes.json; smallest margin {margin:.3f}")  # noqa: T201
 

@@ -2,6 +2,7 @@
 
 from internvl_triton.cpu_llm.engine import CpuLlmEngine
 from internvl_triton.cpu_llm.generation import (
+    GENERATION_STAGES,
     EngineLimits,
     GenerationChunk,
     GenerationRequest,
@@ -9,6 +10,7 @@ from internvl_triton.cpu_llm.generation import (
 )
 
 __all__ = [
+    "GENERATION_STAGES",
     "CpuLlmEngine",
     "EngineLimits",
     "GenerationChunk",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+from internvl_triton.cpu_llm.prefix_cache import PrefixCache
 from internvl_triton.cpu_llm.scheduler import Scheduler
 from internvl_triton.cpu_llm.transformer import Transformer
 from internvl_triton.errors import ArtifactMismatch
+from internvl_triton.guides import GuideCompiler
+from internvl_triton.tokenizer import Tokenizer
 
 __all__ = ["CpuLlmEngine"]
 
@@ -16,6 +20,9 @@ class CpuLlmEngine(Scheduler):
 
     max_batch_size: requests that generate at the same time. max_seq_len: prompt + answer, tokens.
     max_visual_tokens: rows of one request's prompt table. max_queue_size: requests that wait.
+    prefix_cache_bytes: keys and values kept of past prompts and answers; 0 keeps none.
+    tokenizer: for requests with a guide; without one they are refused.
+    on_change: see `Scheduler`.
     """
 
     def __init__(
@@ -26,6 +33,9 @@ class CpuLlmEngine(Scheduler):
         max_seq_len: int,
         max_visual_tokens: int,
         max_queue_size: int,
+        prefix_cache_bytes: int = 0,
+        tokenizer: Tokenizer | None = None,
+        on_change: Callable[[], None] | None = None,
     ) -> None:
         """Raises ArtifactMismatch when the checkpoint cannot be executed up to max_seq_len."""
         model = Transformer.from_checkpoint(checkpoint_dir, max_seq_len=max_seq_len)
@@ -41,4 +51,13 @@ class CpuLlmEngine(Scheduler):
             max_seq_len=max_seq_len,
             max_visual_tokens=max_visual_tokens,
             max_queue_size=max_queue_size,
+            guides=(
+                None if tokenizer is None else GuideCompiler(tokenizer, vocab_size=model.vocab_size)
+            ),
+            prefix_cache=(
+                PrefixCache(prefix_cache_bytes, vocab_size=model.vocab_size)
+                if prefix_cache_bytes
+                else None
+            ),
+            on_change=on_change,
         )

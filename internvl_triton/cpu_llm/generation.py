@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from internvl_triton.errors import InvalidRequest, InvalidSampling, RequestTooLong
+from internvl_triton.guides import Guide
 
-__all__ = ["EngineLimits", "GenerationChunk", "GenerationRequest", "validate_request"]
+__all__ = [
+    "GENERATION_STAGES",
+    "EngineLimits",
+    "GenerationChunk",
+    "GenerationRequest",
+    "GenerationTimes",
+    "validate_request",
+]
+
+GENERATION_STAGES = ("waiting", "prefill", "decode")
 
 
 def _never() -> bool:
@@ -41,10 +51,28 @@ class GenerationRequest:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     min_tokens: int = 0
+    guide: Guide | None = None  # the form of the answer
     # delivery
     return_log_probs: bool = False
+    return_generation_logits: bool = False
     streaming: bool = False
     is_cancelled: Callable[[], bool] = _never  # polled between steps
+    timeout_s: float = 0.0  # from `submit` to the last token; 0: none
+
+
+@dataclass(frozen=True)
+class GenerationTimes:
+    """Seconds of one request: before its first step, until its first token, until its end."""
+
+    waiting_s: float
+    prefill_s: float
+    decode_s: float
+
+    def by_stage(self) -> dict[str, float]:
+        """The same by the names of GENERATION_STAGES."""
+        return dict(
+            zip(GENERATION_STAGES, (self.waiting_s, self.prefill_s, self.decode_s), strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -54,8 +82,11 @@ class GenerationChunk:
     Streaming: the tokens of one step; the last token of an answer that reached its length or a stop
     word arrives in the final chunk, while `end_id` and `stop` give a final chunk without tokens.
     Not streaming: one final chunk with the whole answer, or what there was of it at a `stop`.
+    `times` come with the final chunk.
     `log_probs` are those of the **whole answer so far**, in streamed chunks too (0.21's
     `LlmRequest::createResult`): those of the new tokens are the last `num_output_tokens` ones.
+    `generation_logits` [num_output_tokens, vocab_size] are those of the new tokens only, as the
+    model gave them; None when not asked for, or without new tokens.
     """
 
     new_token_ids: tuple[int, ...]
@@ -63,6 +94,8 @@ class GenerationChunk:
     log_probs: tuple[float, ...] = ()  # natural logarithms
     final: bool = False
     error: str = ""
+    times: GenerationTimes | None = field(default=None, compare=False)
+    generation_logits: NDArray[np.float32] | None = field(default=None, compare=False)
 
     @property
     def num_output_tokens(self) -> int:

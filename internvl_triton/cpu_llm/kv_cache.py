@@ -49,3 +49,14 @@ class KvCache:
 
     def advance(self, positions: int) -> None:
         self.length += positions
+
+    def copy(self, start: int, end: int) -> Array:
+        """Complete positions, (num_layers, 2, num_kv_heads, end - start, head_dim)."""
+        assert end <= self.length, (end, self.length)
+        return self._store[:, :, :, start:end].copy()
+
+    def extend(self, positions: Array) -> None:
+        """Append complete positions, as `copy` gives them. Call `reserve` before."""
+        end = self.length + positions.shape[3]
+        self._store[:, :, :, self.length : end] = positions
+        self.length = end

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from internvl_triton.cpu_llm.generation import GenerationRequest
 from internvl_triton.errors import EngineError
+from internvl_triton.guides import GuideMatcher
 
 __all__ = ["Sampler", "choose", "log_prob", "penalise"]
 
@@ -27,8 +28,15 @@ MASKED = np.finfo(np.float32).min
 class Sampler:
     """Sampling state of one request: occurrences of tokens, answer length, random generator."""
 
-    def __init__(self, request: GenerationRequest, *, vocab_size: int) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        *,
+        vocab_size: int,
+        matcher: GuideMatcher | None = None,
+    ) -> None:
         self._request = request
+        self._matcher = matcher
         self._num_generated = 0
         self._random = np.random.Generator(np.random.PCG64(request.seed))
         self._occurrences: NDArray[np.int64] | None = None
@@ -46,6 +54,8 @@ class Sampler:
         Raises EngineError when the logits are not numbers.
         """
         request = self._request
+        if self._matcher is not None:
+            logits = np.where(self._matcher.allowed(), logits, np.float32(-np.inf))
         masked = request.end_id if self._num_generated < request.min_tokens else -1
         penalised = penalise(
             logits,
@@ -59,6 +69,8 @@ class Sampler:
         uniform = 1.0 - self._random.random()  # (0, 1], as curand_uniform
         token = choose(penalised, top_k=request.top_k, top_p=request.top_p, uniform=uniform)
         self._num_generated += 1
+        if self._matcher is not None and token != request.end_id:
+            self._matcher.accept(token)
         if self._occurrences is not None:
             self._occurrences[token] += 1
         return token, log_prob(penalised, token) if request.return_log_probs else 0.0

@@ -6,7 +6,28 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["eventually", "processes_naming", "shared_memory_of"]
+__all__ = ["children_of", "eventually", "is_alive", "processes_naming", "shared_memory_of"]
+
+
+def children_of(pid: int) -> list[int]:
+    """Live processes whose parent is `pid`; one that ended and was not reaped is not alive."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(parent) == pid and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; one that ended and was not reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def processes_naming(text: str | Path) -> list[int]:

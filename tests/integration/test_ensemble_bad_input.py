@@ -123,8 +123,8 @@ BAD_REQUESTS: dict[str, tuple[dict[str, np.ndarray], str]] = {
         r"text_input has 2 <image> placeholder\(s\) but the request has 1 image",
     ),
     "fewer placeholders than images": (
-        ask("<image> only", PNG, JPEG),
-        r"text_input has 1 <image> placeholder\(s\) but the request has 2 image",
+        ask("<image> and <image>", PNG, JPEG, PNG),
+        r"text_input has 2 <image> placeholder\(s\) but the request has 3 image",
     ),
     "a placeholder and no image": (ask("What is <image>?"), "has 1 <image> .* has 0 image"),
     "a web address": (

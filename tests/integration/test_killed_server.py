@@ -5,35 +5,17 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import ExitStack, closing
-from pathlib import Path
 
 import pytest
 
 from internvl_triton.client import Client
 from internvl_triton.errors import ServerUnavailable
 from tests.integration.conftest import READY_TIMEOUT_S, Service, new_server
-from tests.integration.processes import eventually, shared_memory_of
+from tests.integration.processes import children_of, is_alive, shared_memory_of
 
 pytestmark = pytest.mark.triton
 
 ENDLESS = {"max_tokens": 20_000, "min_tokens": 20_000}
-
-
-def children_of(pid: int) -> list[int]:
-    """Live processes whose parent is `pid`."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(fields[1]) == pid:
-            found.append(int(path.parent.name))
-    return found
-
-
-def is_alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
 
 
 def test_a_killed_server_takes_its_models_with_it(qwen2: Service) -> None:
@@ -49,12 +31,14 @@ def test_a_killed_server_takes_its_models_with_it(qwen2: Service) -> None:
             stack.enter_context(closing(stream))
             next(stream)
         assert server.pid is not None
-        models = children_of(server.pid)
+        (tritonserver,) = children_of(server.pid)
+        models = children_of(tritonserver)
         assert len(models) == 5  # two of them preprocess
-        os.kill(server.pid, signal.SIGKILL)
+        os.kill(tritonserver, signal.SIGKILL)
         with pytest.raises(ServerUnavailable):
             for _ in streams[0]:
                 pass
-        assert eventually(lambda: not any(map(is_alive, models)), timeout_s=30)
+        assert server.wait(timeout_s=60) == -signal.SIGKILL
+        assert not any(map(is_alive, models))
         ours = set(shared_memory_of(os.getpid())) - before
         assert not ours

@@ -27,7 +27,6 @@ from tests.integration.processes import eventually, processes_naming, shared_mem
 pytestmark = pytest.mark.triton
 
 ROOT = Path(__file__).resolve().parents[2]
-SAMPLES = ROOT / "clients" / "samples"
 STOP_WITHIN_S = 20.0  # Triton's exit timeout of 10 s, and a loaded machine
 STEPS = ("tokenizer", "vision", "llm bf16-tp1", "repository")
 
@@ -156,8 +155,6 @@ def test_serving_what_was_not_built_names_the_command(unbuilt: Built) -> None:
 
 
 def test_demo(tmp_path: Path) -> None:
-    if not (SAMPLES / "shapes.json").is_file():
-        pytest.skip("clients/samples/shapes.json is missing")
     done = run("clients.demo", f"--artifacts={tmp_path / 'artifacts'}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^PASS", done.stdout, re.MULTILINE), done.stdout

@@ -15,7 +15,7 @@ import pytest
 from internvl_triton import triton_server
 from internvl_triton.errors import PortInUse, ServerStartFailed
 from internvl_triton.triton_server import TritonServer, find_free_port
-from tests.integration.processes import eventually, shared_memory_of
+from tests.integration.processes import children_of, eventually, shared_memory_of
 
 pytestmark = pytest.mark.triton
 
@@ -138,7 +138,7 @@ def test_serves_in_this_environment_and_leaves_nothing(
         )  # counted after the response
         group = server.pid
         assert group is not None
-        assert len(group_members(group)) == 2  # the server and one stub
+        assert len(group_members(group)) == 3  # supervisor, server and one stub
         assert len(shared_memory_of(os.getpid())) == 1
         backend = _backend_folder(tmp_path)
         assert backend.is_dir()
@@ -149,12 +149,15 @@ def test_serves_in_this_environment_and_leaves_nothing(
     assert f"prefix: {sys.prefix}\n" in (tmp_path / "server.log").read_text()
 
 
-def test_can_be_started_again_on_the_same_ports(make_server: Callable[..., TritonServer]) -> None:
+def test_can_be_started_again_on_the_same_ports(
+    make_server: Callable[..., TritonServer], tmp_path: Path
+) -> None:
     server = make_server()
     for _ in range(2):
         with server:
             server.wait_ready(timeout_s=60)
             assert infer(server, [1]) == [2]
+    assert "prefix: " in (tmp_path / "server.previous.log").read_text()
 
 
 def test_busy_port_is_refused(make_server: Callable[..., TritonServer]) -> None:
@@ -204,7 +207,8 @@ def test_stubs_of_a_crashed_server_are_cleared_away(
         server.wait_ready(timeout_s=60)
         group = server.pid
         assert group is not None
-        os.kill(group, signal.SIGSEGV)
+        (tritonserver,) = children_of(group)
+        os.kill(tritonserver, signal.SIGSEGV)
         assert server.wait(timeout_s=20) == -signal.SIGSEGV
         assert not server.is_running()
     assert server.exit_code == -signal.SIGSEGV
@@ -220,9 +224,22 @@ def test_server_that_does_not_end_is_killed(
         server.wait_ready(timeout_s=60)
         group = server.pid
         assert group is not None
-        os.kill(group, signal.SIGSTOP)  # deaf to SIGTERM, like a server that an open stream holds
+        (tritonserver,) = children_of(group)
+        # Deaf to SIGTERM, like a server that an open stream holds.
+        os.kill(tritonserver, signal.SIGSTOP)
     assert server.exit_code == -signal.SIGKILL
     assert group_members(group) == []
+    assert shared_memory_of(os.getpid()) == []
+
+
+def test_a_killed_supervisor_leaves_nothing(make_server: Callable[..., TritonServer]) -> None:
+    with make_server() as server:
+        server.wait_ready(timeout_s=60)
+        group = server.pid
+        assert group is not None
+        os.kill(group, signal.SIGKILL)
+        assert eventually(lambda: group_members(group) == [], timeout_s=30)
+    assert server.exit_code == -signal.SIGKILL
     assert shared_memory_of(os.getpid()) == []
 
 
@@ -240,7 +257,7 @@ def test_no_server_outlives_its_launcher(
     with launcher:
         assert launcher.stdout is not None
         group = int(launcher.stdout.readline())
-        assert len(group_members(group)) == 2
+        assert len(group_members(group)) == 3
         launcher.kill()
     assert eventually(lambda: group_members(group) == [], timeout_s=10)
     assert eventually(lambda: shared_memory_of(launcher.pid) == [], timeout_s=10)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from build.demo_checkpoint import ensure_demo_checkpoint
+from build.demo_checkpoint import DEMO, demo_checkpoint
 
 pytest.importorskip("torch", reason="torch is not installed: see `make test-env`")
 
@@ -16,6 +16,6 @@ def test_the_expected_answer_is_the_references(tmp_path: Path) -> None:
     from tests.demo_reference import SAMPLES, demo_reference
 
     expected = json.loads((SAMPLES / "shapes.json").read_text())
-    found, margin = demo_reference(ensure_demo_checkpoint(tmp_path / "demo"))
+    found, margin = demo_reference(demo_checkpoint(DEMO, tmp_path / "demo"))
     assert found["token_ids"] == expected["token_ids"]
     assert margin > 0.05  # no near tie that rounding could turn

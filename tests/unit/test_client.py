@@ -5,11 +5,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import time
 
+import numpy as np
 import pytest
 
 from internvl_triton.answer import Answer, AnswerText
-from internvl_triton.client import AsyncClient, Client, request_tensors
+from internvl_triton.client import (
+    AsyncClient,
+    Client,
+    RequestCost,
+    _until,
+    request_tensors,
+)
 from internvl_triton.errors import (
     InvalidRequest,
     RequestFailed,
@@ -112,6 +120,34 @@ def test_cancelling_the_task_stops_the_generation() -> None:
     assert transport.closed_streams == 1
 
 
+@pytest.mark.parametrize("steps", range(8))
+def test_a_cancel_that_comes_with_a_response_is_not_lost(steps: int) -> None:
+    """Before Python 3.12 `asyncio.wait_for` returns the response and forgets the cancel."""
+
+    async def main() -> None:
+        first: asyncio.Future[dict] = asyncio.get_running_loop().create_future()
+
+        async def responses():
+            yield await first
+            await asyncio.sleep(60)
+
+        async def consume() -> None:
+            async for _ in _until(responses(), time.perf_counter() + 60, 60):
+                pass
+
+        task = asyncio.create_task(consume())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        first.set_result({})
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task], timeout=30)
+        assert task.cancelled()
+
+    asyncio.run(main())
+
+
 def test_the_deadline_stops_the_generation() -> None:
     transport = FakeTransport([fake_response(b"a", [1]), 60.0])
     with Client(transport=transport) as client, pytest.raises(RequestTimedOut, match=r"0\.05 s"):
@@ -146,6 +182,56 @@ def test_request_tensors() -> None:
     assert set(tensors) == {"stream", "messages", "videos"}
     assert json.loads(tensors["messages"][0]) == messages
     assert tensors["videos"].tolist() == [b"a", b"b\0"]
+
+
+def test_a_stop_string_is_no_length() -> None:
+    script = [fake_response(b"x", [1]), fake_response(b"", [2], stopped=True), fake_response(b"")]
+    _, answer, transport = ask(script, max_tokens=2, stop=["END"])
+    assert (answer.token_ids, answer.finish_reason) == ([1, 2], "stop")
+    assert transport.stopped == []  # postprocessing has done it
+    with Client(transport=transport) as client:
+        assert client.generate("Hi", stop="END").finish_reason == "stop"
+        client.generate("Hi")
+    # a whole answer with a stop string is streamed: it ends the generation only there
+    assert [tensors["stream"].item() for _, tensors in transport.requests[1:]] == [True, False]
+
+
+def test_n_answers_have_seeds_of_their_own() -> None:
+    transport = FakeTransport([fake_response(b"x", [1])])
+    with Client(transport=transport) as client:
+        assert len(client.generate_n("Hi", 3, seed=2**64 - 2, top_p=0.5)) == 3
+        client.generate_n("Hi", 2)
+        with pytest.raises(InvalidRequest, match="n is 0"):
+            client.generate_n("Hi", 0)
+    sent = [json.loads(tensors["sampling_parameters"][0]) for _, tensors in transport.requests]
+    assert [settings["seed"] for settings in sent] == [2**64 - 2, 2**64 - 1, 0, None, None]
+    assert [settings.get("top_p") for settings in sent] == [0.5] * 3 + [None] * 2
+
+
+def test_the_first_error_ends_all_n() -> None:
+    transport = FakeTransport([RequestFailed("no")])
+    with Client(transport=transport) as client, pytest.raises(RequestFailed, match="no"):
+        client.generate_n("Hi", 3)
+    assert transport.closed_streams == 3
+
+
+def test_what_a_request_costs() -> None:
+    prepared = {
+        "tiles_per_image": np.array([13, 3], np.int32),
+        "input_lengths": np.array([[4200]], np.int32),
+        "request_output_len": np.array([[64]], np.int32),
+    }
+    transport = FakeTransport([prepared])
+    with Client(transport=transport) as client:
+        cost = client.count_tokens("Hi", images=[b"a", b"b"], max_tokens=64)
+    assert cost == RequestCost((13, 3), 16 * 256, 4200, 64)
+    assert cost.num_tiles == 16
+    (model, tensors), *others = transport.requests
+    assert (model, others) == ("preprocessing", [])
+    assert tensors["images"].tolist() == [b"a", b"b"]
+    refusing = FakeTransport([InvalidRequest("too long")])
+    with Client(transport=refusing) as client, pytest.raises(InvalidRequest, match="too long"):
+        client.count_tokens("Hi")
 
 
 def test_every_request_has_its_own_id() -> None:

@@ -655,3 +655,56 @@ def test_an_answer_does_not_depend_on_the_batch(checkpoint: Path) -> None:
         assert [len(answer.tokens) for answer in alone] == [12, 10, 9, 5, 20, 12]
     finally:
         engine.close()
+
+
+def test_a_seed_gives_the_same_answer_alone_and_amid_16_others(checkpoint: Path) -> None:
+    random = np.random.default_rng(6)
+    prompt = random.integers(3, 1283, 20).tolist()
+    sampled = {"temperature": 1.2, "top_p": 0.95, "seed": 2**63 + 7}
+    others = [
+        request(random.integers(3, 1283, 5 + 9 * n).tolist(), 5 + n, temperature=1.0, seed=n)
+        for n in range(16)
+    ]
+    engine = CpuLlmEngine(
+        checkpoint, max_batch_size=17, max_seq_len=2048, max_visual_tokens=8, max_queue_size=8
+    )
+    try:
+        alone = ask(engine, request(prompt, 20, **sampled)).wait()
+        again = ask(engine, request(prompt, 20, **sampled)).wait()
+        crowd = [ask(engine, other) for other in others[:8]]
+        amid = ask(engine, request(prompt, 20, **sampled))
+        crowd += [ask(engine, other) for other in others[8:]]
+        another_seed = ask(engine, request(prompt, 20, **{**sampled, "seed": 8})).wait()
+        for answer in (*crowd, amid):
+            answer.wait()
+    finally:
+        engine.close()
+    assert len(alone.tokens) == 20
+    assert amid.tokens == again.tokens == alone.tokens
+    assert another_seed.tokens != alone.tokens
+
+
+def test_generation_logits_are_those_of_the_new_tokens(checkpoint: Path) -> None:
+    engine = CpuLlmEngine(
+        checkpoint, max_batch_size=4, max_seq_len=2048, max_visual_tokens=8, max_queue_size=8
+    )
+    asked = {"return_generation_logits": True, "return_log_probs": True}
+    try:
+        whole = ask(engine, request([5, 6, 7], 6, **asked)).wait()
+        streamed = ask(engine, request([5, 6, 7], 6, streaming=True, **asked)).wait()
+        without = ask(engine, request([5, 6, 7], 6)).wait()
+    finally:
+        engine.close()
+    logits = whole.chunks[-1].generation_logits
+    assert logits is not None
+    assert logits.shape == (6, 1283)
+    assert logits.argmax(axis=1).tolist() == whole.tokens  # greedy
+    norm = np.log(np.exp(logits.astype(np.float64)).sum(axis=1))
+    chosen = logits[range(6), whole.tokens] - norm
+    assert whole.chunks[-1].log_probs == pytest.approx(chosen.tolist(), abs=1e-5)
+    pieces = [chunk.generation_logits for chunk in streamed.chunks]
+    assert [piece.shape for piece in pieces if piece is not None] == [(1, 1283)] * 6
+    np.testing.assert_allclose(
+        np.concatenate([piece for piece in pieces if piece is not None]), logits, atol=1e-5
+    )
+    assert all(chunk.generation_logits is None for chunk in without.chunks)

@@ -97,11 +97,16 @@ def test_pictures_of_a_pair_are_numbered_in_order() -> None:
     for _ in range(20):
         example = make_example(rng, "two_images", tile_size=224)
         for exchange, *_ in example.branches:
-            where = exchange.answer if "Which" in exchange.question else exchange.question
-            shown = exchange.question if "Which" in exchange.question else exchange.answer
-            index = int(re.search(r"Image-(\d)", where)[1]) - 1
-            shapes = seen(draw_scene(example.scenes[index]))
-            assert named(shown) <= {(color, shape[0]) for color, shape in shapes.items()}
+            where, shown = exchange.question, exchange.answer
+            if exchange.answer.startswith("Image-") and "two images" not in exchange.question:
+                where, shown = shown, where
+            both = where if "Image-" in where else shown
+            parts = re.findall(r"Image-(\d)(?:: (.*?)(?= Image-|$))?", both)
+            for number, part in parts:
+                shapes = seen(draw_scene(example.scenes[int(number) - 1]))
+                told = {(color, shape[0]) for color, shape in shapes.items()}
+                assert named(part or shown) <= told
+            assert len(parts) == (2 if "two images" in where else 1)
 
 
 def test_clips_move_the_way_the_answer_says() -> None:

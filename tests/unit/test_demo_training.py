@@ -23,8 +23,8 @@ from internvl_triton.model_spec import ModelSpec  # noqa: E402
 MIX = {"one_tile": 0.5, "text": 0.3, "crowd": 0.2}
 RATES = {"muon": 1e-2, "adamw": 1e-3}
 TINY = (
-    Stage("see small", 56, 2, 2, RATES, False, 1.0, {"one_tile": 1.0}, 0.1, 1),
-    Stage("talk small", 112, 4, 2, RATES, True, 0.3, MIX, 0.1, 1),
+    Stage("see small", "tower", 56, 2, 2, RATES, {"one_tile": 1.0}, 0.1, 1),
+    Stage("talk small", "all", 112, 4, 2, RATES, MIX, 0.1, 1),
 )
 
 
@@ -84,7 +84,7 @@ def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
 
 def test_repeating_one_batch_teaches_it(tmp_path: Path) -> None:
     trainer = training.Trainer(tmp_path, seed=0, threads=2)
-    stage = Stage("memory", 224, 100, 1, RATES, True, 0.0, {"text": 1.0}, 1.0, 1)
+    stage = Stage("memory", "language", 224, 100, 1, RATES, {"text": 1.0}, 1.0, 1)
     spec = trainer.spec(stage)
     for tensor in trainer.state.weights.values():
         tensor.requires_grad_()
@@ -114,7 +114,7 @@ def test_branches_do_not_see_each_other(tmp_path: Path) -> None:
 
 def test_rows_of_a_batch_do_not_disturb_each_other(tmp_path: Path) -> None:
     trainer = training.Trainer(tmp_path, seed=0, threads=2)
-    stage = Stage("mixed", 112, 1, 12, RATES, True, 0.0, STAGES[-1].mix)
+    stage = Stage("mixed", "all", 112, 1, 12, RATES, STAGES[-1].mix)
     spec = trainer.spec(stage)
     rows = training.draw_rows("some", stage, trainer.tokenizer, spec)
     weights = start_weights(spec, seed=1)

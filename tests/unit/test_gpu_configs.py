@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,9 @@ def test_the_llm_step_of_every_size_is_the_templates(name: str, dtype: str, tabl
                 if entry.name == "prompt_embedding_table":
                     assert template_type == "${prompt_embedding_table_data_type}"
                     template_type = table
+                if entry.name == "generation_logits":
+                    assert template_type == "${logits_datatype}"
+                    template_type = "TYPE_FP32"  # logits_dtype of our checkpoints
                 assert type_name(entry) == template_type, entry.name
                 assert list(entry.dims) == expected["dims"], entry.name
                 assert entry.HasField("reshape") == ("reshape" in expected), entry.name
@@ -176,9 +180,7 @@ def test_the_memory_pool_holds_four_of_the_largest_tables(name: str, pool_mib: i
 
 def test_the_repository_on_disk(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     artifacts = Artifacts(tmp_path / "tiny")
-    artifacts.tokenizer_dir.mkdir(parents=True)
-    config = (checkpoints["qwen2"] / "config.json").read_text()
-    (artifacts.tokenizer_dir / "config.json").write_text(config)
+    shutil.copytree(checkpoints["qwen2"], artifacts.tokenizer_dir)
     limits = Limits.for_model(artifacts.spec()).to_json()
     artifacts.write_manifest(Manifest(model="tiny", limits=limits))
     llm = LLMBuild("bf16", 2)
@@ -192,3 +194,6 @@ def test_the_repository_on_disk(checkpoints: dict[str, Path], tmp_path: Path) ->
     text = (repository / "tensorrt_llm" / "config.pbtxt").read_text()
     # The backend does not resolve a path against the repository.
     assert parameters(parse(text))["gpt_model_path"] == str(artifacts.llm_engine(llm).resolve())
+    assert parameters(parse(text))["guided_decoding_backend"] == "xgrammar"
+    info = json.loads(Path(parameters(parse(text))["xgrammar_tokenizer_info_path"]).read_text())
+    assert len(info["encoded_vocab"]) == artifacts.spec().llm.vocab_size

@@ -13,7 +13,8 @@ from build import pin
 ROOT = Path(__file__).parents[2]
 RUNS_IN_THE_IMAGE = ("internvl_triton", "export", "build")
 PACKAGE_OF = {"PIL": "pillow", "google": "tritonclient", "grpc": "tritonclient"}
-IN_THE_CONTAINER = {"tensorrt", "torch"}
+# The last three are requirements of TensorRT-LLM 0.21 itself.
+IN_THE_CONTAINER = {"tensorrt", "torch", "accelerate", "modelopt", "transformers"}
 CPU_PROFILE_ONLY = {"onnxruntime"}
 TESTS_ONLY = {"tensorrt_rtx"}
 
@@ -32,7 +33,7 @@ def test_it_gets_the_project_and_nothing_else() -> None:
     assert rules[0] == "*"
     wanted = {rule.removeprefix("!") for rule in rules if rule.startswith("!")}
     assert all((ROOT / name).exists() for name in wanted)
-    assert {*RUNS_IN_THE_IMAGE, "model_repository"} <= wanted
+    assert {*RUNS_IN_THE_IMAGE, "demo", "model_repository"} <= wanted
     assert not wanted & {"artifacts", ".venv", ".git"}
 
 
@@ -59,7 +60,7 @@ def imported() -> Iterator[str]:
 def test_it_installs_what_is_imported_and_leaves_the_containers_packages_alone() -> None:
     extra = installed("gpu")
     have = extra | installed("dependencies") | IN_THE_CONTAINER
-    own = {*RUNS_IN_THE_IMAGE, "pytriton"}
+    own = {*RUNS_IN_THE_IMAGE, "demo", "pytriton"}
     foreign = set(imported()) - sys.stdlib_module_names - own
     needed = {PACKAGE_OF.get(name, name) for name in foreign} - CPU_PROFILE_ONLY - TESTS_ONLY
     assert needed <= have, sorted(needed - have)

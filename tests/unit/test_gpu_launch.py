@@ -33,6 +33,7 @@ OPTIONS = ServerOptions(
     metrics_port=8002,
     exit_timeout_s=10,
     shared_memory_prefix="internvl_1_ab_",
+    control_token="secret",
     cuda_memory_pool_bytes=300_000_000,
 )
 SERVER = (
@@ -42,7 +43,10 @@ SERVER = (
 RANK_0 = (
     f"{SERVER} --http-address=127.0.0.1 --http-port=8000 --grpc-address=127.0.0.1"
     " --grpc-port=8001 --metrics-address=127.0.0.1 --metrics-port=8002"
-    " --cuda-memory-pool-byte-size=0:300000000 --disable-auto-complete-config"
+    " --cuda-memory-pool-byte-size=0:300000000 --model-control-mode=explicit --load-model=*"
+    " --http-restricted-api=model-repository:launcher-token=secret"
+    " --grpc-restricted-protocol=model-repository:launcher-token=secret"
+    " --disable-auto-complete-config"
     " --backend-config=python,shm-region-prefix-name=internvl_1_ab_rank0_"
 )
 

@@ -32,6 +32,29 @@ def test_text_input() -> None:
     assert parse("Hi", videos=1) == (user(VideoRef(0), "Hi"),)
     assert parse("<image>\nHi", images=1) == (user(ImageRef(0), "\nHi"),)
     assert parse("A <image> B <image>", images=2) == (user("A ", ImageRef(0), " B ", ImageRef(1)),)
+    assert parse("See <image>!", images=3) == (user("See ", ImageRef(0, 3), "!"),)  # combined
+
+
+def test_placeholders_place_the_pictures_of_their_own_turn() -> None:
+    image = {"type": "image"}
+
+    def turn(text: str, *media: dict) -> dict:
+        return {"role": "user", "content": [*media, {"type": "text", "text": text}]}
+
+    turns = parse(
+        messages=[
+            turn("<image>\nBoth?", image, image),
+            {"role": "assistant", "content": "<image> is only a word here."},
+            turn("<image> or <image>", image, {"type": "video"}, image),
+        ],
+        images=4,
+        videos=1,
+    )
+    assert turns == (
+        user(ImageRef(0, 2), "\nBoth?"),
+        Turn("assistant", ("<image> is only a word here.",)),
+        user(VideoRef(0), ImageRef(2), " or ", ImageRef(3)),
+    )
 
 
 def test_messages_take_the_next_image() -> None:
@@ -76,7 +99,7 @@ USER = {"role": "user", "content": "Hi"}
         ({"text": "a", "messages": [USER]}, "got both"),
         ({"text": "  \n"}, "text_input is empty"),
         ({"text": "<image> <image>", "images": 1}, r"2 <image> placeholder\(s\).*1 image"),
-        ({"text": "<image>", "images": 2}, r"1 <image> placeholder\(s\).*2 image"),
+        ({"text": "<image> <image>", "images": 3}, r"2 <image> placeholder\(s\).*3 image"),
         ({"text": "<image>"}, "0 image"),
         ({"messages": "{"}, "not valid JSON"),
         ({"messages": "[" * 100_000}, "not valid JSON"),
@@ -91,12 +114,13 @@ USER = {"role": "user", "content": "Hi"}
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "without a string"),
         ({"messages": [{"role": "user", "content": "", "x": 1}]}, "unknown key 'x'"),
         ({"messages": [{"role": "user", "content": " "}]}, "no text"),
+        ({"messages": [{"role": "user", "content": "\ud83d"}]}, "unpaired surrogate"),
         ({"messages": [USER, {"role": "assistant", "content": ""}, USER]}, "message is empty"),
         ({"messages": [USER, {"role": "assistant", "content": "x"}]}, "end with a user message"),
         ({"messages": [USER, {"role": "system", "content": "x"}, USER]}, "must be the first"),
         ({"messages": [USER], "images": 1}, r"0 image part\(s\).*1 image"),
         ({"messages": [USER], "videos": 1}, r"0 video part\(s\).*1 video"),
-        ({"messages": [{"role": "user", "content": "<image> x"}], "images": 1}, "type.*image"),
+        ({"messages": [{"role": "user", "content": "<image> x"}], "images": 1}, r"\[0\].*0 image"),
         (
             {"messages": [{"role": "assistant", "content": [{"type": "image"}]}, USER]},
             "assistant message can hold only text",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from build.demo_checkpoint import ensure_demo_checkpoint
+from build.demo_checkpoint import DEMO, demo_checkpoint, demo_spec
 from build.model_source import artifact_name, resolve_checkpoint
 from internvl_triton.checkpoint import Checkpoint
 from internvl_triton.checkpoint_layout import checkpoint_shapes
@@ -50,12 +50,13 @@ def test_without_the_hub_the_error_says_how_to_pass_a_directory(
 
 
 def test_the_demo_checkpoint_is_made_once(tmp_path: Path) -> None:
-    directory = ensure_demo_checkpoint(tmp_path / "demo")
+    directory = demo_checkpoint(DEMO, tmp_path / "demo")
     spec = ModelSpec.from_checkpoint(directory)
+    assert spec == demo_spec(DEMO)
     Checkpoint(directory).check(checkpoint_shapes(spec))
     weights = (directory / "model.safetensors").stat()
     assert weights.st_size < 15e6
-    ensure_demo_checkpoint(directory)
+    demo_checkpoint(DEMO, directory)
     assert (directory / "model.safetensors").stat().st_mtime_ns == weights.st_mtime_ns
 
 
@@ -64,6 +65,6 @@ def test_a_killed_demo_checkpoint_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "demo.tmp").mkdir()
     directory.mkdir()
     (directory / "config.json").write_text("{")
-    ensure_demo_checkpoint(directory)
+    demo_checkpoint(DEMO, directory)
     ModelSpec.from_checkpoint(directory)
     assert not (tmp_path / "demo.tmp").exists()

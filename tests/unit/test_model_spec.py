@@ -68,9 +68,9 @@ def test_a_sliding_window_that_is_not_used_is_not_used() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "internvl"}, "internvl_chat"),
+        ({"model_type": "internvl"}, "repository without '-hf'.* 'internvl_chat'"),
+        ({"model_type": "internvl_vl"}, "internvl_chat"),
         ({"template": "phi3-chat"}, "phi3-chat"),
-        ({"use_llm_lora": 16}, "merge the LoRA"),
         ({"pad2square": True}, "pad2square"),
         ({"torch_dtype": "int8"}, "int8"),
         ({"force_image_size": 224}, "force_image_size"),

@@ -1,15 +1,13 @@
 """The benchmark of quantised weights: its arithmetic on a small model, and its questions."""
 
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from benchmarks.precision_agreement import Agreement, Prompt, compare, main, report
-from benchmarks.questions import Question, generate_questions, read_questions
+from benchmarks.questions import Question, read_questions
 from export import export_llm
 from internvl_triton.cpu_llm.transformer import Segment, Transformer
 from internvl_triton.errors import InvalidRequest
@@ -135,15 +133,6 @@ def test_report(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 # --- questions ----------------------------------------------------------------------------------
-
-
-def test_generated_questions_repeat_and_differ() -> None:
-    first, again = generate_questions(6), generate_questions(6)
-    assert first == again
-    pictures = [question.request.images[0] for question in first]
-    assert len(set(pictures)) == 6
-    sizes = {Image.open(io.BytesIO(picture)).size for picture in pictures}
-    assert sizes == {(448, 448), (900, 450), (450, 900)}
 
 
 def test_questions_of_a_file(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from internvl_triton.errors import (
 )
 from internvl_triton.limits import Limits
 from internvl_triton.llm_tensors import generation_request
-from internvl_triton.preprocessing import Preprocessor, Request, word_list
+from internvl_triton.preprocessing import Preprocessor, Request, stop_rule, word_list
+from internvl_triton.stop_strings import StopRule
 from tests.reference import reference_tiles
 from tests.unit.test_media import clip
 
@@ -43,8 +44,10 @@ def test_every_output_of_the_contract_in_its_dtype(preprocess: Preprocessor) -> 
     dtypes["UINT8"] = np.uint8
     for images in ([], [png(900, 450)]):
         arrays = preprocess(Request(text_input="Hi", images=images))
-        assert set(arrays) == {tensor.name for tensor in contract.PREPROCESSING.outputs}
-        for tensor in contract.PREPROCESSING.outputs:
+        guide = (contract.GUIDED_DECODING_GUIDE_TYPE.name, contract.GUIDED_DECODING_GUIDE.name)
+        sent = [tensor for tensor in contract.PREPROCESSING.outputs if tensor.name not in guide]
+        assert set(arrays) == {tensor.name for tensor in sent}
+        for tensor in sent:
             array = arrays[tensor.name]
             assert array.dtype == dtypes[tensor.dtype], tensor.name
             assert array.ndim == len(tensor.dims), tensor.name
@@ -107,8 +110,28 @@ def test_greedy_and_sampled_settings(preprocess: Preprocessor, tokenizer) -> Non
     assert len(seeds) == 4  # a request without a seed gets its own
 
 
+def test_tiles_of_each_picture_and_of_all_together(preprocess: Preprocessor) -> None:
+    images = [png(1000, 1000, seed) for seed in range(3)]
+
+    def tiles(images: list[bytes], **sampling: Any) -> list[int]:
+        request = Request(text_input="Hi", images=images, sampling_parameters=json.dumps(sampling))
+        found: list[int] = preprocess(request)["tiles_per_image"].tolist()
+        return found
+
+    # 1000 x 1000: grids 1x1, 2x2, 3x3, and the thumbnail
+    assert tiles(images) == [10, 10, 10]
+    assert tiles(images, max_tiles=4) == [5, 5, 5]
+    assert tiles(images, max_tiles=[1, 9, 4]) == [1, 10, 5]
+    # max(1, total // number of images), the training rule
+    assert tiles(images, total_max_tiles=12) == [5, 5, 5]  # 4 each
+    assert tiles(images, total_max_tiles=11) == [1, 1, 1]  # 3 each: 1x1 is nearest to a square
+    assert tiles(images, total_max_tiles=2) == [1, 1, 1]
+    assert tiles(images[:1], total_max_tiles=10) == [10]
+    assert tiles([], total_max_tiles=10) == []
+
+
 def test_stop_words_survive_the_trip_through_the_tensors(preprocess, tokenizer) -> None:
-    words = ["END", "\n\n", "。"]
+    words = ["END", "x y", "。"]
     arrays = preprocess(Request(text_input="Hi", sampling_parameters=json.dumps({"stop": words})))
     request = generation_request(arrays, request_id="x", is_cancelled=lambda: False)
     assert request.stop_words == tuple(tuple(tokenizer.encode(word)) for word in words)
@@ -116,6 +139,30 @@ def test_stop_words_survive_the_trip_through_the_tensors(preprocess, tokenizer) 
         preprocess(Request(text_input="Hi")), request_id="x", is_cancelled=lambda: False
     )
     assert none.stop_words == ()
+
+
+def test_no_stop_word_is_sent_that_would_end_another_answer(preprocess, tokenizer) -> None:
+    """TensorRT-LLM compares with the prompt's end too, and from the first token."""
+
+    def sent(**sampling: Any) -> tuple[tuple[int, ...], ...]:
+        arrays = preprocess(Request(text_input="Hi", sampling_parameters=json.dumps(sampling)))
+        return generation_request(
+            arrays, request_id="x", is_cancelled=lambda: False
+        ).stop_words  # fmt: skip
+
+    prompt_end = "\n"
+    assert sent(stop=[prompt_end + "no", "END", "<|im_end|>"]) == (tuple(tokenizer.encode("END")),)
+    assert sent(stop=["END"], min_tokens=2, max_tokens=4) == ()
+
+
+def test_what_postprocessing_has_to_know(preprocess: Preprocessor) -> None:
+    sampling = {"stop": "END", "min_tokens": 2, "max_tokens": 7}
+    request = Request(text_input="Hi", sampling_parameters=json.dumps(sampling), stream=True)
+    rule = stop_rule(request, preprocess(request))
+    assert rule == StopRule(("END",), min_tokens=2, max_tokens=7, stream=True)
+    assert StopRule.from_json(rule.to_json()) == rule
+    plain = Request(text_input="Hi")
+    assert stop_rule(plain, preprocess(plain)) is None
 
 
 def test_word_list_is_tensorrt_llms_format() -> None:
@@ -163,3 +210,10 @@ def test_lengths(preprocess: Preprocessor) -> None:
 def test_refusals(preprocess, request_: Request, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         preprocess(request_)
+
+
+def test_a_guide_is_sent_as_type_and_text(preprocess: Preprocessor) -> None:
+    asked = Request(text_input="Hi", sampling_parameters='{"guided_choice": ["ja", "nein."]}')
+    arrays = preprocess(asked)
+    assert arrays["guided_decoding_guide_type"].tolist() == [[b"regex"]]
+    assert arrays["guided_decoding_guide"].tolist() == [[rb"(ja)|(nein\.)"]]

@@ -11,7 +11,7 @@ import pytest
 from internvl_triton.errors import ForbiddenToken
 from internvl_triton.messages import parse_conversation
 from internvl_triton.model_spec import ModelSpec
-from internvl_triton.prompt import Prompt, Visual, build_prompt
+from internvl_triton.prompt import ImageRef, Prompt, Visual, build_prompt
 from internvl_triton.tokenizer import Tokenizer
 from tests.reference import reference_ids, reference_prompt
 
@@ -39,7 +39,12 @@ def prompt_of(
         num_images=len(tiles),
         num_videos=0,
     )
-    visuals = [[Visual(count, (1000 + k, 0))] for k, count in enumerate(tiles)]
+    pictures = [Visual(count, (1000 + k, 0)) for k, count in enumerate(tiles)]
+    visuals = [
+        pictures[ref.index : ref.index + ref.count]
+        for ref in conversation.media
+        if isinstance(ref, ImageRef)
+    ]
     return build_prompt(
         conversation,
         visuals,
@@ -98,6 +103,16 @@ def test_placeholders_stay_where_the_caller_put_them(checkpoint: Path, spec, tok
     prompt = prompt_of(spec, tokenizer, question, tiles=(1, 3))
     reference = reference_prompt([], question, [1, 3])
     assert with_context_ids(prompt, spec, tokenizer) == reference_ids(checkpoint, reference)
+
+
+def test_combined_pictures_share_one_place(checkpoint: Path, spec, tokenizer) -> None:
+    """chat() without num_patches_list: all tiles at the one `<image>`."""
+    question = "<image>\nDescribe the two images in detail."
+    prompt = prompt_of(spec, tokenizer, question, tiles=(3, 7))
+    reference = reference_prompt([], question, [10])
+    assert with_context_ids(prompt, spec, tokenizer) == reference_ids(checkpoint, reference)
+    extra = prompt.prompt_table_extra_ids[prompt.input_ids >= spec.llm.vocab_size]
+    np.testing.assert_array_equal(extra, np.repeat([1000, 1001], [768, 1792]))
 
 
 def test_only_internlm2_begins_with_bos(family: str, spec, tokenizer) -> None:

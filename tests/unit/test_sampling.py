@@ -26,6 +26,9 @@ def test_nothing_given_is_greedy() -> None:
         ({"stop": ["a", "b", "c", "d"]}, "stop", ("a", "b", "c", "d")),
         ({"presence_penalty": -2.0}, "presence_penalty", -2.0),
         ({"logprobs": True}, "logprobs", True),
+        ({"max_tiles": 6}, "max_tiles", 6),
+        ({"max_tiles": [1, 6]}, "max_tiles", (1, 6)),
+        ({"total_max_tiles": 24}, "total_max_tiles", 24),
     ],
     ids=str,
 )
@@ -54,7 +57,14 @@ def test_valid(given: dict, field: str, value: object) -> None:
         ('{"stop": ["a","b","c","d","e"]}', "at most 4 strings"),
         ('{"stop": [""]}', "1 to 256 characters"),
         ('{"stop": 7}', "stop is 7"),
+        ('{"stop": "\\ud83d"}', "unpaired surrogate"),
         ('{"max_tiles": 0}', "max_tiles is 0"),
+        ('{"max_tiles": [1, 0]}', r"max_tiles is \[1, 0\]"),
+        ('{"max_tiles": true}', "max_tiles is true"),
+        ('{"max_tiles": "6"}', "or a list of those, one per image"),
+        ('{"max_tiles": [[1]]}', "max_tiles is"),
+        ('{"total_max_tiles": 0}', "total_max_tiles is 0"),
+        ('{"total_max_tiles": 4, "max_tiles": 1}', "give one of them"),
         ('{"num_frames": 0}', "num_frames is 0"),
         ('{"logprobs": 5}', "true or false"),
         ('{"temprature": 1}', "unknown key 'temprature'; did you mean 'temperature'"),
@@ -67,3 +77,12 @@ def test_valid(given: dict, field: str, value: object) -> None:
 def test_invalid(given: str, message: str) -> None:
     with pytest.raises(InvalidSampling, match=message):
         SamplingParams.from_json(given)
+
+
+def test_a_list_of_tiles_has_one_for_every_image() -> None:
+    params = SamplingParams.from_json('{"max_tiles": [1, 6]}')
+    assert params.tiles_per_image(2, default=12, largest=40) == [1, 6]
+    with pytest.raises(InvalidSampling, match="one for each of 3 images"):
+        params.tiles_per_image(3, default=12, largest=40)
+    with pytest.raises(InvalidSampling, match="from 1 to 5"):
+        params.tiles_per_image(2, default=12, largest=5)

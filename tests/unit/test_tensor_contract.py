@@ -69,6 +69,8 @@ def test_the_llm_step_is_a_subset_of_the_template(direction: str) -> None:
         dtype = tensor.dtype
         if tensor is contract.PROMPT_EMBEDDING_TABLE:
             assert expected["data_type"] == "${prompt_embedding_table_data_type}"
+        elif tensor is contract.GENERATION_LOGITS:
+            assert expected["data_type"] == "${logits_datatype}"  # float32 in our checkpoints
         else:
             assert f"TYPE_{dtype}" == expected["data_type"], tensor.name
         assert list(tensor.dims) == expected["dims"], tensor.name
@@ -91,7 +93,7 @@ def test_the_ensemble_feeds_every_step() -> None:
         assert step.model_name == model.name
         assert set(step.input_map.values()) <= available, model.name
         unmapped = {t.name for t in model.inputs} - set(step.input_map)
-        assert unmapped <= {"stop"}, model.name
+        assert unmapped <= {"stop", "stop_rule"}, model.name
         available |= set(step.output_map.values())
     outputs = {entry.name for entry in config.output}
     assert outputs == set(config.ensemble_scheduling.step[-1].output_map.values())

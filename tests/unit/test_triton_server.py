@@ -1,17 +1,16 @@
 """The parts of the launcher that need no server."""
 
+import contextlib
 import os
 import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from internvl_triton import die_with_parent, triton_server
-from internvl_triton.errors import PortInUse, ServerStartFailed
+from internvl_triton import triton_server
+from internvl_triton.errors import PortInUse, ServerCrashed, ServerStartFailed
 from internvl_triton.triton_server import TritonServer, check_ports, find_free_port, log_reasons
 
 
@@ -104,41 +103,59 @@ def test_missing_libpython_and_old_glibc_are_named(monkeypatch: pytest.MonkeyPat
     assert "this machine has 2.31" in str(triton_server.environment_problem())
 
 
+# Aborts so many times, then answers like a server that is ready.
+ABORTING = """
+import http.server, os, pathlib, sys
+count = pathlib.Path(sys.argv[1])
+starts = int(count.read_text()) + 1 if count.exists() else 1
+count.write_text(str(starts))
+if starts <= int(sys.argv[2]):
+    os.abort()
+class Ready(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[3])), Ready).serve_forever()
+"""
+
+
+class AbortingServer(TritonServer):
+    aborts = 0
+
+    def _environment_problem(self) -> str | None:
+        return None
+
+    def _prepare(self, cleanup: contextlib.ExitStack) -> tuple[list[str], dict[str, str]]:
+        count = self.model_repository / "starts"
+        arguments = [str(count), str(self.aborts), str(self.http_port)]
+        return [sys.executable, "-c", ABORTING, *arguments], dict(os.environ)
+
+
+@pytest.fixture
+def aborting(tmp_path: Path) -> Iterator[AbortingServer]:
+    ports = {name: find_free_port() for name in ("http_port", "grpc_port", "metrics_port")}
+    server = AbortingServer(tmp_path, log_path=tmp_path / "log", **ports)
+    yield server
+    server.kill()
+
+
+def test_a_server_that_aborts_while_it_starts_is_started_again(aborting: AbortingServer) -> None:
+    aborting.aborts = 2
+    aborting.start()
+    aborting.wait_ready(timeout_s=60)
+    assert (aborting.model_repository / "starts").read_text() == "3"
+
+
+def test_a_server_that_always_aborts_is_reported(aborting: AbortingServer) -> None:
+    aborting.aborts = 99
+    aborting.start()
+    with pytest.raises(ServerCrashed, match="ended with exit code -6"):
+        aborting.wait_ready(timeout_s=60)
+    assert (aborting.model_repository / "starts").read_text() == "3"
+
+
 def test_wait_and_stop_without_a_process_do_nothing(tmp_path: Path) -> None:
     server = TritonServer(tmp_path, http_port=1, grpc_port=2, metrics_port=3)
     assert server.stop() is None
     assert server.wait(timeout_s=0) is None
     assert not server.is_running()
-
-
-def test_program_dies_with_its_parent() -> None:
-    starter = (
-        "import os, subprocess, sys\n"
-        f"command = [sys.executable, {die_with_parent.__file__!r}, str(os.getpid())]\n"
-        "child = subprocess.Popen([*command, '/bin/sleep', '60'], stdout=subprocess.DEVNULL)\n"
-        "print(child.pid, flush=True)\n"
-        "while open(f'/proc/{child.pid}/comm').read() != 'sleep\\n':\n"
-        "    pass\n"
-    )
-    pid = int(subprocess.run([sys.executable, "-c", starter], stdout=subprocess.PIPE).stdout)
-    deadline = time.monotonic() + 5
-    while _is_alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not _is_alive(pid)
-
-
-def test_program_is_not_started_for_a_dead_parent() -> None:
-    not_its_parent = os.getppid()
-    ended = subprocess.run(
-        [sys.executable, die_with_parent.__file__, str(not_its_parent), "/bin/echo", "started"],
-        stdout=subprocess.PIPE,
-    )
-    assert (ended.returncode, ended.stdout) == (1, b"")
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"

@@ -7,14 +7,18 @@ from internvl_triton.artifacts import Artifacts
 from internvl_triton.postprocessing import Postprocessor
 from internvl_triton.stub_watchdog import exit_with_server
 from internvl_triton.tokenizer import load_tokenizer
-from internvl_triton.triton_adapter import StopOnCancel, answer_each, arrays
+from internvl_triton.triton_adapter import StopOnCancel, answer_each, arrays, stop_generation
 
 
 class TritonPythonModel:
     def initialize(self, args):
         exit_with_server()
-        tokenizer = load_tokenizer(Artifacts.of_model(args).tokenizer_dir)
-        self.postprocess = Postprocessor(tokenizer.token_bytes)
+        artifacts = Artifacts.of_model(args)
+        self.postprocess = Postprocessor(
+            load_tokenizer(artifacts.tokenizer_dir).token_bytes,
+            lambda request_id: stop_generation(pb_utils, request_id),
+            vocab_size=artifacts.spec().llm.vocab_size,
+        )
         self.stop_on_cancel = StopOnCancel(pb_utils)
 
     def execute(self, requests):
@@ -23,4 +27,5 @@ class TritonPythonModel:
         return answer_each(pb_utils, requests, self._answer)
 
     def _answer(self, request):
-        return self.postprocess(arrays(pb_utils, request, contract.POSTPROCESSING))
+        tensors = arrays(pb_utils, request, contract.POSTPROCESSING)
+        return self.postprocess(tensors, request.request_id())

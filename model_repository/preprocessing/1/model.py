@@ -4,10 +4,11 @@ import triton_python_backend_utils as pb_utils
 
 from internvl_triton import tensor_contract as contract
 from internvl_triton.artifacts import Artifacts
-from internvl_triton.preprocessing import Preprocessor, Request
+from internvl_triton.preprocessing import DECODE, TILING, Preprocessor, Request, stop_rule
+from internvl_triton.stage_metrics import StageMetrics, StageTimes
 from internvl_triton.stub_watchdog import exit_with_server
 from internvl_triton.tokenizer import load_tokenizer
-from internvl_triton.triton_adapter import answer_each, blobs, flag, text
+from internvl_triton.triton_adapter import announce_stops, answer_each, blobs, flag, text
 
 
 class TritonPythonModel:
@@ -17,18 +18,24 @@ class TritonPythonModel:
         self.preprocess = Preprocessor(
             artifacts.spec(), artifacts.limits(), load_tokenizer(artifacts.tokenizer_dir)
         )
+        self.stages = StageMetrics(pb_utils, contract.PREPROCESSING.name, (DECODE, TILING))
 
     def execute(self, requests):
         return answer_each(pb_utils, requests, self._answer)
 
     def _answer(self, request):
-        return self.preprocess(
-            Request(
-                text_input=text(pb_utils, request, contract.TEXT_INPUT),
-                messages=text(pb_utils, request, contract.MESSAGES),
-                images=blobs(pb_utils, request, contract.IMAGES),
-                videos=blobs(pb_utils, request, contract.VIDEOS),
-                sampling_parameters=text(pb_utils, request, contract.SAMPLING_PARAMETERS),
-                stream=flag(pb_utils, request, contract.STREAM),
-            )
+        times = StageTimes()
+        given = Request(
+            text_input=text(pb_utils, request, contract.TEXT_INPUT),
+            messages=text(pb_utils, request, contract.MESSAGES),
+            images=blobs(pb_utils, request, contract.IMAGES),
+            videos=blobs(pb_utils, request, contract.VIDEOS),
+            sampling_parameters=text(pb_utils, request, contract.SAMPLING_PARAMETERS),
+            stream=flag(pb_utils, request, contract.STREAM),
         )
+        tensors = self.preprocess(given, times)
+        # Who asks for anything less only wants to know what the request would cost.
+        if contract.INPUT_IDS.name in request.requested_output_names():
+            announce_stops(pb_utils, request.request_id(), stop_rule(given, tensors))
+        self.stages.add(times)
+        return tensors

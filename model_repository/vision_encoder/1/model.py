@@ -5,6 +5,7 @@ import triton_python_backend_utils as pb_utils
 from internvl_triton import tensor_contract as contract
 from internvl_triton.artifacts import Artifacts
 from internvl_triton.feature_cache import FeatureCache, VisionEncoder
+from internvl_triton.step_metrics import VISION_COUNTERS, StepMetrics
 from internvl_triton.stub_watchdog import exit_with_server
 from internvl_triton.triton_adapter import answer_each, array, parameters
 from internvl_triton.vision_runtime import load_vision_engine
@@ -18,6 +19,12 @@ class TritonPythonModel:
             load_vision_engine(artifacts, parameters(args)),
             FeatureCache(artifacts.limits().feature_cache_bytes),
         )
+        self.metrics = StepMetrics(
+            pb_utils,
+            contract.VISION_ENCODER.name,
+            lambda: self.encoder.totals,
+            counters=VISION_COUNTERS,
+        )
 
     def execute(self, requests):
         return answer_each(pb_utils, requests, self._answer)
@@ -28,4 +35,5 @@ class TritonPythonModel:
             array(pb_utils, request, contract.TILES_PER_IMAGE),
             array(pb_utils, request, contract.IMAGE_DIGESTS),
         )
+        self.metrics.publish()
         return {contract.PROMPT_EMBEDDING_TABLE.name: encoded.features[None]}

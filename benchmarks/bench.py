@@ -1,0 +1,275 @@
+"""Load runs: the same workload at one load after the other, with a report.
+
+    python -m benchmarks.bench --model demo --concurrency 1 2 4 8
+    python -m benchmarks.bench --target http://127.0.0.1:8000/v1 --rate 0.5 1 2 --mix 1280x720
+
+Without --target it builds MODEL, serves it on the CPU and stops it. Writes run.json, points.csv,
+report.md and report.html. benchmarks/metrics.py defines the metrics, benchmarks/workload.py what
+--mix takes. Pictures are all different, unless --distinct says otherwise, so that no cache of the
+server knows them; a second run against the same server needs another --seed for that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.environment import describe_environment
+from benchmarks.gpu_use import GpuUse
+from benchmarks.lengths import Lengths
+from benchmarks.load import Load, run_load
+from benchmarks.load_report import markdown_text, write_report
+from benchmarks.load_run import LoadPoint, LoadRun
+from benchmarks.metrics import SLO, errors_by_kind
+from benchmarks.overhead import measure_overhead
+from benchmarks.prometheus import read_samples
+from benchmarks.records import RequestRecord
+from benchmarks.running_service import running_service
+from benchmarks.stages import stage_breakdown
+from benchmarks.summary import summarise
+from benchmarks.targets import open_target
+from benchmarks.workload import Case, FileWorkload, GeneratedWorkload
+from internvl_triton.errors import InternVLTritonError, InvalidRequest
+
+__all__ = ["main"]
+
+SETTLE_S = 0.5  # the last requests' counters arrive a moment after their answers
+REPORTS = Path("artifacts") / "benchmarks" / "load"
+
+
+def _workload(args: argparse.Namespace, point: int) -> GeneratedWorkload | FileWorkload:
+    """Of the `point`-th load: pictures that no earlier load has shown to the server."""
+    seed, output = args.seed + 1000 * (point + 1), Lengths(args.output_tokens)
+    if args.images:
+        return FileWorkload.of_directory(args.images, seed=seed, output_tokens=output)
+    if args.jsonl:
+        return FileWorkload.of_jsonl(args.jsonl, seed=seed, output_tokens=output)
+    return GeneratedWorkload(
+        tuple(map(Case.parse, args.mix)),
+        seed=seed,
+        turns=args.turns,
+        prompt_words=Lengths(args.prompt_words),
+        output_tokens=output,
+        distinct=args.distinct,
+        max_tiles=args.max_tiles,
+    )
+
+
+def _loads(args: argparse.Namespace) -> list[Load]:
+    def load(concurrency: int | None, rate: float | None) -> Load:
+        return Load(
+            concurrency=concurrency,
+            rate=rate,
+            arrivals=args.arrivals,
+            ramp_s=args.ramp,
+            warm_up=args.warm_up,
+            conversations=args.requests,
+            duration_s=args.duration,
+            seed=args.seed,
+        )
+
+    if args.rate:
+        return [load(None, rate) for rate in args.rate]
+    return [load(users, None) for users in args.concurrency]
+
+
+async def _run_point(
+    target: str, args: argparse.Namespace, number: int, load: Load
+) -> tuple[str, list[RequestRecord]]:
+    """The name of the model, and the records."""
+    opened = open_target(
+        target,
+        timeout_s=args.timeout,
+        let_stop=args.let_stop,
+        model=args.endpoint_model,
+        api_key=os.environ.get(args.api_key_variable) if args.api_key_variable else None,
+        extra=json.loads(args.extra_body) if args.extra_body else None,
+    )
+    try:
+        model = await opened.model()
+        return model, await run_load(opened, _workload(args, number), load)
+    finally:
+        await opened.close()
+
+
+def measure(target: str, metrics_url: str | None, args: argparse.Namespace) -> LoadRun:
+    """Every load, one after the other. Raises InternVLTritonError."""
+    environment = describe_environment()
+    slo = _slo(args)
+    overhead = None
+    if not args.no_overhead:
+        users = max([load.concurrency or 0 for load in _loads(args)]) or 8
+        protocol = "grpc" if target.startswith("grpc://") else "http"
+        workload = _workload(args, -1)
+        overhead = asdict(measure_overhead(protocol, workload, concurrency=users))
+    points, model = [], ""
+    for number, load in enumerate(_loads(args)):
+        before = read_samples(metrics_url) if metrics_url else None
+        with GpuUse() as gpus:
+            model, records = asyncio.run(_run_point(target, args, number, load))
+        if all(record.warm_up for record in records):
+            raise InvalidRequest(
+                f"{load.name}: nothing was measured behind the warm-up of {load.warm_up}; give "
+                "more --requests or a longer --duration"
+            )
+        point = LoadPoint(
+            load=load.name,
+            summary=summarise(records, slo),
+            errors=errors_by_kind([record for record in records if not record.warm_up]),
+            records=records,
+            gpus=gpus.mean(),
+        )
+        if metrics_url and before:
+            time.sleep(SETTLE_S)
+            breakdown = stage_breakdown(records, read_samples(metrics_url).since(before))
+            if breakdown:
+                point.stages = {**breakdown.stages, "unaccounted": breakdown.unaccounted_s}
+        points.append(point)
+        _tell(point)
+    return LoadRun(
+        title=f"{model}: {_workload_name(args)}",
+        settings={
+            "target": "started for this run" if args.target is None else target,
+            "model": model,
+            "workload": _workload_name(args),
+            "answer": f"{args.output_tokens} tokens"
+            + (", may stop earlier" if args.let_stop else ", never fewer"),
+            "SLO": _slo_name(slo),
+            "seed": str(args.seed),
+        },
+        environment=environment,
+        points=points,
+        overhead=overhead,
+    )
+
+
+def _tell(point: LoadPoint) -> None:
+    """One line as soon as a load is over."""
+    summary = point.summary
+    shown = {
+        "requests/s": summary["requests_per_s"],
+        "tokens/s": summary["output_tokens_per_s"],
+        "TTFT p50 ms": summary["ttft_p50_ms"],
+        "latency p99 ms": summary["latency_p99_ms"],
+        "failed": summary["failed"],
+    }
+    cells = (f"{name} {value:.4g}" for name, value in shown.items() if value is not None)
+    print(f"{point.load:>16}: {', '.join(cells)}", flush=True)
+    for record in point.records:
+        if record.error:
+            print(f"{'':18}first error: {record.error}: {record.message}", flush=True)
+            break
+
+
+def _slo(args: argparse.Namespace) -> SLO:
+    return SLO(ttft_s=args.slo_ttft, tpot_s=args.slo_tpot, latency_s=args.slo_latency)
+
+
+def _slo_name(slo: SLO) -> str:
+    limits = [f"{n.removesuffix('_s')} <= {v:g} s" for n, v in asdict(slo).items() if v is not None]
+    return ", ".join(limits) or "none: goodput counts every answer"
+
+
+def _workload_name(args: argparse.Namespace) -> str:
+    if args.images or args.jsonl:
+        return f"{args.images or args.jsonl}"
+    turns = f", {args.turns} turns" if args.turns > 1 else ""
+    return f"{' + '.join(args.mix)}, {args.prompt_words} words{turns}"
+
+
+@contextlib.contextmanager
+def _target(args: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
+    if args.target:
+        yield args.target, args.metrics_url
+        return
+    with running_service(
+        args.model, tp_size=args.tp_size, precision=args.precision, artifacts_dir=args.artifacts
+    ) as service:
+        yield f"grpc://{service.grpc_url}", service.metrics_url
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.bench", description=__doc__.splitlines()[0]
+    )
+    server = parser.add_argument_group("what is measured")
+    server.add_argument("--model", default="demo", help="what to build and serve (%(default)s)")
+    server.add_argument("--tp-size", type=int, default=1, help="(%(default)s)")
+    server.add_argument("--precision", help="of the language model (the checkpoint's)")
+    server.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR")
+    server.add_argument("--target", help="grpc://host:port or http://host:port/v1 that runs")
+    server.add_argument("--metrics-url", help="of that target's Triton, for the stages")
+    server.add_argument("--endpoint-model", help="name in OpenAI requests (the first one listed)")
+    server.add_argument("--api-key-variable", help="environment variable with the endpoint's key")
+    server.add_argument("--extra-body", help="JSON object, more fields of OpenAI requests")
+    load = parser.add_argument_group("load")
+    load.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8], metavar="N")
+    load.add_argument("--rate", type=float, nargs="+", metavar="R", help="open loop: per second")
+    load.add_argument("--arrivals", choices=("poisson", "constant"), default="poisson")
+    load.add_argument("--ramp", type=float, default=0.0, help="s to reach the load (%(default)s)")
+    load.add_argument("--warm-up", type=int, default=4, help="unmeasured requests (%(default)s)")
+    load.add_argument("--requests", type=int, help="conversations per load (40, or until DURATION)")
+    load.add_argument("--duration", type=float, help="s per load")
+    load.add_argument("--timeout", type=float, default=300.0, help="of a request, s (%(default)s)")
+    work = parser.add_argument_group("workload")
+    work.add_argument("--mix", nargs="+", default=["448x448"], metavar="CASE", help="(448x448)")
+    work.add_argument("--images", type=Path, help="a directory of pictures")
+    work.add_argument("--jsonl", type=Path, help="a file of prompts and pictures")
+    work.add_argument("--turns", type=int, default=1, help="of a conversation (%(default)s)")
+    work.add_argument("--prompt-words", default="16", help="16, 8-32, normal:16:4 (%(default)s)")
+    work.add_argument("--output-tokens", default="32", help="same forms (%(default)s)")
+    work.add_argument("--let-stop", action="store_true", help="answers may be shorter than that")
+    work.add_argument("--distinct", type=int, default=0, help="different pictures (0: all)")
+    work.add_argument("--max-tiles", type=int, help="sent with every request (our ensemble only)")
+    work.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    report = parser.add_argument_group("report")
+    report.add_argument("--slo-ttft", type=float, metavar="S", help="limit for goodput")
+    report.add_argument("--slo-tpot", type=float, metavar="S")
+    report.add_argument("--slo-latency", type=float, metavar="S")
+    report.add_argument("--no-overhead", action="store_true", help="do not measure the generator")
+    report.add_argument("--output", type=Path, help=f"folder (a new one in {REPORTS})")
+    args = parser.parse_args(argv)
+    if args.requests is None and args.duration is None:
+        args.requests = 40
+    if args.turns < 1 or args.distinct < 0 or args.warm_up < 0:
+        parser.error("--turns is at least 1, --distinct and --warm-up at least 0")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _arguments(argv)
+    try:
+        _loads(args), _workload(args, 0)  # before anything is started
+        if args.extra_body and not isinstance(_json(args.extra_body), dict):
+            raise InvalidRequest(f"--extra-body is {args.extra_body!r}; give a JSON object")
+        with _target(args) as (target, metrics_url):
+            run = measure(target, metrics_url, args)
+    except InternVLTritonError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    name = f"{run.settings['model']}-{time.strftime('%Y%m%d-%H%M%S')}"
+    page = write_report(run, args.output or REPORTS / name.replace("/", "_"))
+    print(f"\n{markdown_text(run)}\nreport: {page}")
+    return 0
+
+
+def _json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

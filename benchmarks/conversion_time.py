@@ -1,0 +1,181 @@
+"""Time and peak memory of converting InternVL2_5-2B whole and -26B at 4 layers.
+
+    python -m benchmarks.conversion_time
+
+Beside each conversion (both models, TP 1) stands copying the checkpoint's files, the least that any
+conversion could do; both end when the disk has the bytes. Checkpoints have real widths and random
+bytes, so no file is sparse. Every run is a fresh process; its peak is its ru_maxrss, mapped file
+pages included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import shutil
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.conversion_memory import peak_bytes
+from internvl_triton.errors import BuildFailed, InternVLTritonError
+from internvl_triton.published_models import published_config
+
+MAX_PEAK_BYTES = 3 * 10**9
+MAX_RATIO = 3.0  # of the conversion's time to the copy's
+CASES = (("InternVL2_5-2B", None), ("InternVL2_5-26B", 4))  # name, layers of both towers
+WORK_DIR = Path("artifacts") / "benchmarks" / "conversion_time"
+BLOCK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Measured:
+    """copy_s: mean of one copy before and one after the conversion."""
+
+    model: str
+    layers: str
+    checkpoint_bytes: int
+    copy_s: float
+    convert_s: float
+    peak_bytes: int
+
+    @property
+    def ratio(self) -> float:
+        return self.convert_s / self.copy_s
+
+    @property
+    def within_limits(self) -> bool:
+        return self.ratio <= MAX_RATIO and self.peak_bytes < MAX_PEAK_BYTES
+
+
+def measure(work_dir: Path, model: str, layers: int | None) -> Measured:
+    """Write the checkpoint, convert it, remove both. Raises BuildFailed: the disk is too small."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=work_dir) as scratch:
+        checkpoint = _random_checkpoint(Path(scratch) / "checkpoint", model, layers)
+        size = sum(path.stat().st_size for path in checkpoint.iterdir())
+        free = shutil.disk_usage(work_dir).free
+        if free < 1.1 * size:
+            raise BuildFailed(
+                f"{work_dir} has {free / 1e9:.1f} GB free, converting {model} needs "
+                f"{1.1 * size / 1e9:.1f} GB more; give another --work-dir"
+            )
+        output = Path(scratch) / "out"
+        before, _ = _run(copy, checkpoint, output)
+        seconds, peak = _run(convert, checkpoint, output)
+        after, _ = _run(copy, checkpoint, output)
+    depth = "all layers" if layers is None else f"{layers} layers"
+    return Measured(model, depth, size, (before + after) / 2, seconds, peak)
+
+
+def copy(checkpoint: Path, output: Path) -> tuple[float, int]:
+    """Seconds and peak RSS in bytes of this process."""
+    started = time.perf_counter()
+    output.mkdir()
+    for path in checkpoint.iterdir():
+        shutil.copyfile(path, output / path.name)
+    _flush(output)
+    return time.perf_counter() - started, peak_bytes()
+
+
+def convert(checkpoint: Path, output: Path) -> tuple[float, int]:
+    """Seconds and peak RSS in bytes of this process."""
+    from export import export_llm, export_vision
+
+    started = time.perf_counter()
+    export_vision(checkpoint, output / "vision", progress=False)
+    export_llm(checkpoint, output / "llm", tp_size=1, progress=False)
+    _flush(output)
+    return time.perf_counter() - started, peak_bytes()
+
+
+def _flush(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _run(
+    work: Callable[[Path, Path], tuple[float, int]], checkpoint: Path, output: Path
+) -> tuple[float, int]:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh_process:
+        result = fresh_process.submit(work, checkpoint, output).result()
+    shutil.rmtree(output)
+    return result
+
+
+def _random_checkpoint(directory: Path, model: str, layers: int | None) -> Path:
+    """Random bytes behind true headers. Some are NaN, which a conversion to bf16 copies too."""
+    from internvl_triton.random_checkpoint import write_random_checkpoint
+
+    config = published_config(model, vision_layers=layers, llm_layers=layers)
+    write_random_checkpoint(directory, config, zeros=True, tokenizer=False)
+    block = os.urandom(BLOCK_BYTES)
+    with (directory / "model.safetensors").open("r+b") as file:
+        (header_bytes,) = struct.unpack("<Q", file.read(8))
+        end = os.fstat(file.fileno()).st_size
+        file.seek(8 + header_bytes)
+        while (rest := end - file.tell()) > 0:
+            file.write(block[:rest])
+        os.fsync(file.fileno())
+    return directory
+
+
+def report(rows: list[Measured]) -> bool:
+    """Print the table; whether all are within the limits."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Conversion to ONNX and to a TensorRT-LLM checkpoint, bf16, TP 1")
+    table.add_column("model")
+    for column in ("layers", "GB", "copy s", "convert s", "ratio", "peak RSS GB"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            row.model,
+            row.layers,
+            f"{row.checkpoint_bytes / 1e9:.2f}",
+            f"{row.copy_s:.1f}",
+            f"{row.convert_s:.1f}",
+            f"{row.ratio:.2f}",
+            f"{row.peak_bytes / 1e9:.2f}",
+        )
+    console = Console()
+    console.print(table)
+    fine = all(row.within_limits for row in rows)
+    console.print(
+        f"limits: ratio {MAX_RATIO:g}, peak {MAX_PEAK_BYTES / 1e9:g} GB: "
+        f"{'all within' if fine else 'NOT all within'}"
+    )
+    return fine
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.conversion_time",
+        description="Time and peak memory of converting 2B whole and 26B at 4 layers.",
+    )
+    parser.add_argument(
+        "--work-dir",
+        type=Path,
+        default=WORK_DIR,
+        help="where to write, about 16 GB at a time, removed afterwards (default: %(default)s)",
+    )
+    args = parser.parse_args(argv)
+    try:
+        fine = report([measure(args.work_dir, model, layers) for model, layers in CASES])
+    except InternVLTritonError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0 if fine else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""What the pipeline itself costs: the real ensemble around engines that answer at once.
+
+    python -m benchmarks.pipeline_cost --model demo
+
+Preprocessing, postprocessing, Triton, gRPC and the client are the real ones; the vision step gives
+zeros and the language model a fixed token, without computing. Columns: added per request, TTFT of
+one user; per token, TPOT of one user; requests/s with answers of one token, and streamed tokens/s,
+both at `--concurrency` users.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.lengths import Lengths
+from benchmarks.load import Load, run_load
+from benchmarks.markdown import markdown_table
+from benchmarks.metrics import (
+    defined,
+    distribution,
+    errors_by_kind,
+    latency_s,
+    output_throughput,
+    request_throughput,
+    tpot_s,
+)
+from benchmarks.records import RequestRecord
+from benchmarks.targets import open_target
+from benchmarks.workload import Case, GeneratedWorkload
+from internvl_triton import tensor_contract as contract
+from internvl_triton.errors import InternVLTritonError, RequestFailed
+from internvl_triton.triton_server import TritonServer, find_free_port
+
+__all__ = ["null_service", "pipeline_rows"]
+
+NULL_ENGINES = Path(__file__).parent / "null_engines"
+CASES = ("text", "448x448", "1280x720", "1920x1080")
+READY_TIMEOUT_S = 300.0
+
+
+@contextlib.contextmanager
+def null_service(model: str, artifacts_dir: Path) -> Iterator[str]:
+    """gRPC host:port of the service for `model` with null engines. Raises InternVLTritonError."""
+    from build import build_engines
+
+    artifacts = build_engines(model, profile="cpu", artifacts_dir=artifacts_dir, progress=False)
+    # Beside the real repository: the configs name the artefacts relative to it.
+    with tempfile.TemporaryDirectory(dir=artifacts.root, prefix="null-") as folder:
+        repository = Path(folder)
+        shutil.copytree(artifacts.repository, repository, dirs_exist_ok=True)
+        for step in (contract.VISION_ENCODER.name, contract.TENSORRT_LLM.name):
+            shutil.copyfile(NULL_ENGINES / f"{step}.py", repository / step / "1" / "model.py")
+        server = TritonServer(
+            repository,
+            http_port=find_free_port(),
+            grpc_port=find_free_port(),
+            metrics_port=find_free_port(),
+            log_path=artifacts.root / "null-engines.log",
+            exit_timeout_s=10,
+        )
+        with server:
+            server.wait_ready(READY_TIMEOUT_S)
+            yield server.grpc_url
+
+
+def pipeline_rows(
+    grpc_url: str, cases: Sequence[str], *, requests: int, tokens: int, concurrency: int
+) -> list[list[str]]:
+    """Header, then one row per case. Raises RequestFailed when a request fails."""
+
+    def measured(case: str, users: int, output_tokens: int, seed: int) -> list[RequestRecord]:
+        length = Lengths(str(output_tokens))
+        workload = GeneratedWorkload((Case.parse(case),), seed=seed, output_tokens=length)
+
+        async def run() -> list[RequestRecord]:
+            target = open_target(f"grpc://{grpc_url}", timeout_s=120)
+            try:
+                load = Load(concurrency=users, conversations=requests, warm_up=users + 2)
+                return await run_load(target, workload, load)
+            finally:
+                await target.close()
+
+        records = [record for record in asyncio.run(run()) if not record.warm_up]
+        if errors := errors_by_kind(records):
+            failed = next(record for record in records if record.error)
+            raise RequestFailed(f"{case}: {errors}, such as: {failed.message}")
+        return records
+
+    rows = [["request", "ms added", "ms per token", "requests/s", "tokens/s"]]
+    for case in cases:
+        one = distribution(defined(latency_s, measured(case, 1, 1, 1))).p50
+        token = distribution(defined(tpot_s, measured(case, 1, tokens, 2))).p50
+        busy = request_throughput(measured(case, concurrency, 1, 3))
+        streamed = output_throughput(measured(case, concurrency, tokens, 4))
+        rows.append(
+            [case, f"{1000 * one:.1f}", f"{1000 * token:.3f}", f"{busy:.1f}", f"{streamed:.0f}"]
+        )
+    return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.pipeline_cost", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--model", default="demo", help="whose prompts and shapes (%(default)s)")
+    parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR")
+    parser.add_argument("--cases", nargs="+", default=CASES, help=f"({' '.join(CASES)})")
+    parser.add_argument("--requests", type=int, default=60, help="per measurement (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=64, help="of an answer (%(default)s)")
+    parser.add_argument("--concurrency", type=int, default=8, help="(%(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        with null_service(args.model, args.artifacts) as grpc_url:
+            rows = pipeline_rows(
+                grpc_url,
+                args.cases,
+                requests=args.requests,
+                tokens=args.tokens,
+                concurrency=args.concurrency,
+            )
+    except InternVLTritonError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    cores = len(os.sched_getaffinity(0))
+    print(f"\nThe pipeline around null engines, {args.concurrency} users, {cores} cores\n")
+    print(markdown_table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""Preprocessing of a picture, ours beside the model card's code and transformers' processor.
+
+    python -m benchmarks.preprocessing_time
+
+All three begin with the bytes of a JPEG file. Ours end in uint8 tiles, because the vision graph
+normalises; the others end in normalised float32 pixel_values, as their models want them. Cells: the
+median ms per picture; other / ours, median over the rounds, smallest and largest in brackets.
+With n threads, n pictures are worked on at a time, each library on one thread for each.
+Then: the bytes that cross each boundary of the service, measured on the tensors themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from benchmarks.markdown import markdown_table
+from benchmarks.pictures import jpeg
+from benchmarks.side_by_side import ratio_row, time_in_turn
+from internvl_triton.errors import InternVLTritonError, InvalidRequest
+from internvl_triton.limits import Limits
+from internvl_triton.media import decode_image
+from internvl_triton.tiling import count_tiles, tile_image
+
+__all__ = ["boundary_rows", "preprocessors", "time_rows"]
+
+SIZES = ((448, 448), (1280, 720), (1920, 1080), (3840, 2160))
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OURS, CARD, PORT = "ours", "model card", "transformers"
+_LIMITS = Limits(max_seq_len=32768)
+
+
+def preprocessors() -> dict[str, Callable[[bytes], Any]]:
+    """Name -> JPEG file to tiles. Raises InvalidRequest without torch and transformers."""
+    try:
+        import torch
+        from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
+            GotOcr2ImageProcessorPil,
+        )
+    except ImportError as error:
+        raise InvalidRequest(
+            f"the comparison needs {error.name}, which is not installed; run `make test-env`"
+        ) from error
+    from PIL import Image
+
+    from build import reference_tiles
+
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    # As InternVL's checkpoints for transformers configure it.
+    processor = GotOcr2ImageProcessorPil(
+        size={"height": 448, "width": 448},
+        crop_to_patches=True,
+        min_patches=1,
+        max_patches=12,
+        image_mean=list(MEAN),
+        image_std=list(STD),
+    )
+
+    def ours(data: bytes) -> Any:
+        image = decode_image(data, "the picture", _LIMITS)
+        return tile_image(image, max_tiles=12, tile_size=448, use_thumbnail=True)
+
+    def card(data: bytes) -> Any:
+        # Its Resize does nothing to a tile of 448x448; ToTensor and Normalize are these lines.
+        tiles = reference_tiles(Image.open(io.BytesIO(data)))
+        return torch.stack(
+            [
+                (torch.from_numpy(tile).permute(2, 0, 1).to(torch.float32).div(255) - mean) / std
+                for tile in tiles
+            ]
+        )
+
+    def port(data: bytes) -> Any:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        return processor(image, return_tensors="pt")["pixel_values"]
+
+    return {OURS: ours, CARD: card, PORT: port}
+
+
+def time_rows(sizes: Sequence[tuple[int, int]], *, threads: int, rounds: int) -> list[list[str]]:
+    """Header, then a row per size: ms per picture with `threads` pictures at a time."""
+    import torch
+
+    calls = preprocessors()
+    head = ["picture", "tiles", f"{OURS} ms", f"{CARD} ms", "/ ours", f"{PORT} ms", "/ ours"]
+    rows = [head]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for width, height in sizes:
+                files = [jpeg(width, height, seed) for seed in range(threads)]
+                seconds = time_in_turn(
+                    {name: _all(pool, call, files) for name, call in calls.items()}, rounds=rounds
+                )
+                tiles = count_tiles(width, height, max_tiles=12, tile_size=448, use_thumbnail=True)
+                cells = ratio_row(seconds, scale=1 / len(files))
+                rows.append([f"{width}x{height}", str(tiles), *cells])
+    finally:
+        torch.set_num_threads(before)
+    return rows
+
+
+def _all(
+    pool: ThreadPoolExecutor, call: Callable[[bytes], Any], files: Sequence[bytes]
+) -> Callable[[], object]:
+    return lambda: list(pool.map(call, files))
+
+
+def boundary_rows(sizes: Sequence[tuple[int, int]], *, hidden_size: int) -> list[list[str]]:
+    """Header, then a row per size. Tiles as float32 are what the reference would have to pass on;
+    features are those of a language model of `hidden_size`, in float32 and in bfloat16."""
+    head = ["picture", "file MB", "tiles uint8 MB", "as float32 MB"]
+    rows = [[*head, "visual tokens", "features float32 MB", "bfloat16 MB"]]
+    for width, height in sizes:
+        data = jpeg(width, height, 0)
+        image = decode_image(data, "the picture", _LIMITS)
+        tiles = tile_image(image, max_tiles=12, tile_size=448, use_thumbnail=True)
+        tokens = 256 * len(tiles)
+        sizes_bytes = [len(data), tiles.nbytes, 4 * tiles.size]
+        features = [4 * tokens * hidden_size, 2 * tokens * hidden_size]
+        megabytes = [f"{size / 1e6:.2f}" for size in (*sizes_bytes, *features)]
+        rows.append([f"{width}x{height}", *megabytes[:3], str(tokens), *megabytes[3:]])
+    return rows
+
+
+def largest_difference(data: bytes) -> dict[str, float]:
+    """Name -> largest difference of its pixels to ours, in steps of 1 / 255."""
+    calls = preprocessors()
+    tiles = calls[OURS](data).transpose(0, 3, 1, 2).astype(np.float32)
+    std, mean = (np.array(values, np.float32).reshape(3, 1, 1) for values in (STD, MEAN))
+    return {
+        name: float(np.abs(np.asarray(calls[name](data)) * std * 255 + mean * 255 - tiles).max())
+        for name in (CARD, PORT)
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.preprocessing_time", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--rounds", type=int, default=9, help="(%(default)s)")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, cores], metavar="N")
+    parser.add_argument("--hidden-size", type=int, default=4096, help="8B: 4096 (%(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        for threads in dict.fromkeys(args.threads):
+            rows = time_rows(SIZES, threads=threads, rounds=args.rounds)
+            print(f"Preprocessing, {threads} at a time\n\n{markdown_table(rows)}\n")
+        found = largest_difference(jpeg(1280, 720, 0))
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+        print(f"Largest difference of a pixel to ours, in steps of 1/255: {shown}\n")
+        rows = boundary_rows(SIZES, hidden_size=args.hidden_size)
+        print(f"Bytes of one picture, hidden size {args.hidden_size}\n\n{markdown_table(rows)}")
+    except InternVLTritonError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

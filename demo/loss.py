@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = ["DENSE_OUTPUTS", "answer_logits", "answer_loss", "count_exact", "dense_loss", "embed"]
 
-_LOUDNESS = 10.0  # between the tile's two ends, in the unit of the features
+_LOUDNESS = 8.0  # between the tile's two ends, in the unit of the features
+_PLACES = 4
 _TOKENS_PER_SIDE = 16  # of a tile of 448 pixels
 _COLORS, _KINDS, _DIGITS = 1 + len(COLORS), 1 + len(KINDS), 4 * 11
-# colour, kind, a digit for each of the token's four patches, and the token's place (x, y)
-DENSE_OUTPUTS = _COLORS + _KINDS + _DIGITS + 2
+# colour, kind, a digit for each of the token's four patches, and the place of what it shows
+DENSE_OUTPUTS = _COLORS + _KINDS + _DIGITS + _PLACES
 
 
 def embed(weights: Weights, ids: Tensor, features: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def dense_loss(
     from torch.nn import functional
 
     outputs = functional.linear(features, head["dense.weight"], head["dense.bias"])
-    color, kind, digit, _ = outputs.split([_COLORS, _KINDS, _DIGITS, 2], -1)
+    color, kind, digit, _ = outputs.split([_COLORS, _KINDS, _DIGITS, _PLACES], -1)
     digit = digit.unflatten(-1, (4, 11))
     loss = outputs.new_zeros(())
     accuracy = {}
@@ -89,14 +90,32 @@ def dense_loss(
         shown = labels > 0
         if shown.any():
             accuracy[name] = (logits[shown].argmax(-1) == labels[shown]).float().mean().item()
+    return loss + _place_loss(head, batch, features, origin), accuracy
+
+
+def _place_loss(head: Weights, batch: Batch, features: Tensor, origin: tuple[int, int]) -> Tensor:
+    """How far foreground is from the tile's left, right, top and bottom edge, in the features.
+
+    It is read along directions of length 1, so that a place is as loud as a colour, and it is zero
+    on the background: the leftmost shape is simply where one number is largest.
+    """
+    import torch
+    from torch.nn import functional
+
     side = round(features.shape[1] ** 0.5)
     rows, columns = ((torch.arange(side) + 0.5 + first / 2) / _TOKENS_PER_SIDE for first in origin)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
-    wanted = torch.stack([x, y], -1).flatten(0, 1)
-    # Read along directions of length 1, so that a place is as loud as a colour in the features.
-    directions = functional.normalize(head["dense.weight"][-2:], dim=1)
-    place = functional.linear(features, directions, head["dense.bias"][-2:])
-    return loss + 0.1 * (place - _LOUDNESS * (wanted - 0.5)).square().mean(), accuracy
+    places = torch.stack([x, 1 - x, y, 1 - y], -1).flatten(0, 1)
+    labels = torch.cat([batch.color[..., None], batch.digit], -1)
+    shown, unsure = (labels > 0).any(-1), (labels == IGNORE).any(-1)
+    wanted = _LOUDNESS * places * shown[..., None]
+    directions = functional.normalize(head["dense.weight"][-_PLACES:], dim=1)
+    found = functional.linear(features, directions, head["dense.bias"][-_PLACES:])
+    errors = (found - wanted).square().mean(-1)
+    background = ~shown & ~unsure
+    return 0.1 * sum(
+        (errors[mask].mean() for mask in (shown, background) if mask.any()), errors.new_zeros(())
+    )
 
 
 def count_exact(

@@ -58,8 +58,8 @@ _TALK_MIX = {kind: share for kind, share in _MIX.items() if kind != "crowd"}
 STAGES = (
     Stage("see at 224", "tower", 224, 800, 28, {"muon": 0.05, "adamw": 2e-3}, _DENSE_MIX),
     Stage("talk at 224", "language", 224, 700, 32, {"muon": 0.0, "adamw": 1.5e-3}, _TALK_MIX, 0.3),
-    Stage("see at 448", "tower", 448, 150, 10, {"muon": 0.01, "adamw": 4e-4}, _DENSE_MIX),
-    Stage("talk at 448", "language", 448, 500, 14, {"muon": 0.0, "adamw": 7e-4}, _TALK_MIX),
+    Stage("see at 448", "tower", 448, 120, 10, {"muon": 0.01, "adamw": 4e-4}, _DENSE_MIX),
+    Stage("talk at 448", "language", 448, 360, 14, {"muon": 0.0, "adamw": 7e-4}, _TALK_MIX),
 )
 
 

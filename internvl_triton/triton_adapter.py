@@ -158,20 +158,26 @@ class StopOnCancel:
     """Frees the batch slot of a client that went away without sending a stop itself.
 
     A running ensemble step never sees the client's cancel; a step scheduled after it does. So
-    postprocessing, once per request id, sends `tensorrt_llm` the stop from a thread. It must
-    keep answering normally: an error here would leak the ensemble's request.
+    postprocessing sends `tensorrt_llm` the stop from a thread, and again if answers still come
+    RESEND_S later: an id can belong to a new request by then. It must keep answering normally: an
+    error here would leak the ensemble's request.
     """
+
+    RESEND_S = 1.0
 
     def __init__(self, pb_utils: Any, *, remember: int = 4096) -> None:
         self._pb_utils = pb_utils
-        self._sent: collections.OrderedDict[str, None] = collections.OrderedDict()
+        self._sent: collections.OrderedDict[str, float] = collections.OrderedDict()  # id -> when
         self._remember = remember
 
     def __call__(self, request: Any) -> None:
         request_id = request.request_id()
-        if not request_id or request_id in self._sent or not request.is_cancelled():
+        now = time.monotonic()
+        if not request_id or now < self._sent.get(request_id, -self.RESEND_S) + self.RESEND_S:
             return
-        self._sent[request_id] = None
+        if not request.is_cancelled():
+            return
+        self._sent[request_id] = now
         if len(self._sent) > self._remember:
             self._sent.popitem(last=False)
         stop_generation(self._pb_utils, request_id)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from internvl_triton.triton_adapter import CancelCheck
+from internvl_triton import triton_adapter
+from internvl_triton.triton_adapter import CancelCheck, StopOnCancel
 
 
 def test_the_server_is_asked_only_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,3 +25,27 @@ def test_the_server_is_asked_only_now_and_then(monkeypatch: pytest.MonkeyPatch) 
         now += 0.125
     assert asked == [0.25, 0.5, 0.75]
     assert answers == [False] * 6 + [True, False]
+
+
+class CancelledRequest:
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
+
+    def request_id(self) -> str:
+        return self._request_id
+
+    def is_cancelled(self) -> bool:
+        return True
+
+
+def test_a_stop_is_sent_again_while_answers_still_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An id that a caller uses for a second request must not be taken for the stopped first one."""
+    now = 100.0
+    sent: list[tuple[float, str]] = []
+    monkeypatch.setattr("internvl_triton.triton_adapter.time.monotonic", lambda: now)
+    monkeypatch.setattr(triton_adapter, "stop_generation", lambda _, name: sent.append((now, name)))
+    stop_on_cancel = StopOnCancel(None, remember=2)
+    for now in (100.0, 100.5, 101.5):
+        for name in ("a", "b", ""):
+            stop_on_cancel(CancelledRequest(name))
+    assert sent == [(100.0, "a"), (100.0, "b"), (101.5, "a"), (101.5, "b")]

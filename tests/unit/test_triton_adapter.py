@@ -45,7 +45,8 @@ def test_a_stop_is_sent_again_while_answers_still_come(monkeypatch: pytest.Monke
     monkeypatch.setattr("internvl_triton.triton_adapter.time.monotonic", lambda: now)
     monkeypatch.setattr(triton_adapter, "stop_generation", lambda _, name: sent.append((now, name)))
     stop_on_cancel = StopOnCancel(None, remember=2)
-    for now in (100.0, 100.5, 101.5):
+    for _ in range(3):
         for name in ("a", "b", ""):
             stop_on_cancel(CancelledRequest(name))
+        now += 0.75
     assert sent == [(100.0, "a"), (100.0, "b"), (101.5, "a"), (101.5, "b")]

@@ -32,8 +32,11 @@ def main() -> None:
     arguments = parser.parse_args()
     # Threads that wait must sleep: the other ones may not have a core of their own.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+
     from demo.training import Trainer
 
+    torch.set_flush_denormal(True)  # arithmetic on them is many times slower
     trainer = Trainer(arguments.directory, seed=arguments.seed, threads=arguments.threads)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: trainer.stop())

@@ -60,7 +60,6 @@ class Trainer:
         import torch
 
         torch.set_num_threads(threads)
-        torch.set_flush_denormal(True)  # arithmetic on them is many times slower
         self.directory = directory
         self.seed = seed
         directory.mkdir(parents=True, exist_ok=True)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import struct
 import subprocess
 import sys
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from internvl_triton.errors import InvalidRequest, RequestFailed
 from internvl_triton.grpc_transport import GrpcTransport
 from internvl_triton.random_checkpoint import write_random_checkpoint
 from tests.integration.conftest import Service, tiny_service_config
-from tests.integration.pictures import encoded, picture
+from tests.integration.pictures import encoded, picture, png_header
 
 pytestmark = pytest.mark.triton
 
@@ -37,17 +35,6 @@ def strings(*values: str | bytes) -> np.ndarray:
     column = np.empty(len(values), np.object_)
     column[:] = [value if isinstance(value, bytes) else value.encode() for value in values]
     return column
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims width x height and holds no pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        crc = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + crc
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
 def ask(text: str | bytes = "Hi", *images: bytes, **sampling: Any) -> dict[str, np.ndarray]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import struct
-import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +19,7 @@ from internvl_triton.media import (
     frame_indices,
     unwrap_data_url,
 )
+from tests.integration.pictures import png_header
 
 LIMITS = Limits(max_seq_len=1024)
 
@@ -30,17 +29,6 @@ def encoded(kind: str, size: tuple[int, int] = (60, 40), mode: str = "RGB") -> b
     pixels = np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
     Image.fromarray(pixels).convert(mode).save(file, kind)
     return file.getvalue()
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims width x height and holds no pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        crc = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + crc
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])

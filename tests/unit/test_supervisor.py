@@ -16,6 +16,7 @@ import pytest
 
 from internvl_triton import supervisor
 from internvl_triton.supervisor import KILL_NOW, SHARED_MEMORY, supervised
+from tests.integration.processes import is_alive
 
 # Shell: a child in another session that only SIGKILL ends; its process id is then `$!`.
 DEAF_CHILD = "trap '' TERM INT QUIT HUP; setsid sleep 600 &"
@@ -45,13 +46,6 @@ def running(script: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
 def exists(pid: int) -> bool:
     """Whether there is such a process, be it one that ended and that nobody has reaped."""
     return Path(f"/proc/{pid}").exists()
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def eventually(condition: Callable[[], bool], timeout_s: float = 30) -> bool:

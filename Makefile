@@ -17,6 +17,8 @@ PROMPT ?=
 HTTP_PORT ?=
 GRPC_PORT ?=
 METRICS_PORT ?=
+GATEWAY_PORT ?=
+API_KEYS ?=
 GPU ?= A100-80G
 BATCH ?=
 MAX_TILES ?=
@@ -41,7 +43,7 @@ MINUTES ?=
 ALLOW_CUDA_TORCH ?=
 
 # Recipes read these from the environment, exactly as given: spaces, quotes and dollars survive.
-TEXTS := MODEL TP PROFILE PRECISION KV_CACHE CALIBRATION IMAGE PROMPT HTTP_PORT GRPC_PORT METRICS_PORT GPU BATCH MAX_TILES IMAGES MAX_SEQ_LEN EXAMPLES JSONL OUTPUT COMPARE SERVER TARGET CONCURRENCY MIX OPTIONS A B EXAMPLE MINUTES
+TEXTS := MODEL TP PROFILE PRECISION KV_CACHE CALIBRATION IMAGE PROMPT HTTP_PORT GRPC_PORT METRICS_PORT GATEWAY_PORT API_KEYS GPU BATCH MAX_TILES IMAGES MAX_SEQ_LEN EXAMPLES JSONL OUTPUT COMPARE SERVER TARGET CONCURRENCY MIX OPTIONS A B EXAMPLE MINUTES
 $(foreach text,$(TEXTS),$(eval override $(text) := $$(value $(text))))
 export $(TEXTS)
 
@@ -55,6 +57,7 @@ RUN := $(VENV)/bin/python
 # A stamp is touched as the last step of its recipe: a killed installation is done again.
 CREATED := $(VENV)/created.stamp
 RUNTIME := $(VENV)/runtime.stamp
+GATEWAY := $(VENV)/gateway.stamp
 BENCH := $(VENV)/bench.stamp
 TEST := $(VENV)/test.stamp
 
@@ -75,6 +78,10 @@ plan: $(RUNTIME) ## Does MODEL fit? Memory, flags and estimates: GPU=A100-80G TP
 .PHONY: serve
 serve: $(RUNTIME) ## Serve MODEL until Ctrl-C [TP=] [PROFILE=] [PRECISION= KV_CACHE=] [HTTP_PORT= GRPC_PORT= METRICS_PORT=]
 	@exec $(RUN) -m build.serve --model="$$MODEL" --tp-size="$$TP" $(if $(PROFILE),--profile="$$PROFILE") $(if $(PRECISION),--precision="$$PRECISION") $(if $(KV_CACHE),--kv-cache="$$KV_CACHE") $(if $(HTTP_PORT),--http-port="$$HTTP_PORT") $(if $(GRPC_PORT),--grpc-port="$$GRPC_PORT") $(if $(METRICS_PORT),--metrics-port="$$METRICS_PORT")
+
+.PHONY: gateway
+gateway: $(GATEWAY) ## OpenAI-compatible endpoint of the running service [GRPC_PORT= GATEWAY_PORT=9000 API_KEYS=file]
+	@exec $(RUN) -m gateway.serve $(if $(GRPC_PORT),--grpc-port="$$GRPC_PORT") $(if $(GATEWAY_PORT),--port="$$GATEWAY_PORT") $(if $(API_KEYS),--api-keys="$$API_KEYS")
 
 .PHONY: chat
 chat: $(RUNTIME) ## Ask the served MODEL: PROMPT="..." [IMAGE=file] [GRPC_PORT=]
@@ -110,8 +117,8 @@ check-engines: $(TEST) ## Compile the vision graph of MODEL with TensorRT for RT
 	@$(RUN) -m build.check_engines --model="$$MODEL"
 
 .PHONY: check-family
-check-family: $(TEST) ## Export, compile and convert all seven sizes at true width [an hour or more, 30 GB of disk]
-	@$(RUN) -m pytest tests/family -m "family or not family" --durations=0
+check-family: $(TEST) ## Export, compile and convert all seven sizes at true width [half an hour, 27 GB of disk; OPTIONS="-k 26B": one]
+	@$(RUN) -m pytest tests/family -m "family or not family" --durations=0 $$OPTIONS
 
 .PHONY: verify
 verify: $(TEST) ## Compare what MODEL was built into with its checkpoint in PyTorch [TP=] [PROFILE=] [PRECISION=]
@@ -137,6 +144,10 @@ bench-compare: $(BENCH) ## Two runs of `make bench` side by side: A=folder B=fol
 bench-pipeline: $(BENCH) ## What the pipeline itself costs, around engines that answer at once
 	@$(RUN) -m benchmarks.pipeline_cost --model="$$MODEL" $$OPTIONS
 
+.PHONY: bench-gateway
+bench-gateway: $(BENCH) ## What the OpenAI-compatible endpoint adds to gRPC, around engines that answer at once
+	@$(RUN) -m benchmarks.gateway_cost --model="$$MODEL" $$OPTIONS
+
 .PHONY: bench-preprocessing
 bench-preprocessing: $(TEST) ## Preprocessing beside the model card's code and transformers' processor
 	@$(RUN) -m benchmarks.preprocessing_time $$OPTIONS
@@ -148,6 +159,10 @@ bench-engines: $(TEST) ## The CPU engines of MODEL beside PyTorch and transforme
 .PHONY: bench-perf-analyzer
 bench-perf-analyzer: $(BENCH) ## NVIDIA's perf_analyzer and our generator against a running server [SERVER=host:port] [MIX=]
 	@$(RUN) -m benchmarks.perf_analyzer $(if $(SERVER),--server="$$SERVER") $(if $(MIX),--mix $$MIX) $$OPTIONS
+
+.PHONY: bench-aiperf
+bench-aiperf: $(BENCH) ## NVIDIA's aiperf and our generator against a running gateway [TARGET=http://.../v1] [MIX=] [1.2 GB more]
+	@$(RUN) -m benchmarks.aiperf --model="$$MODEL" $(if $(TARGET),--url="$$TARGET") $(if $(MIX),--mix $$MIX) $$OPTIONS
 
 .PHONY: bench-conversion
 bench-conversion: $(RUNTIME) ## Measure time and peak memory of the conversion
@@ -165,7 +180,7 @@ soak: $(RUNTIME) ## 64 mixed streams of MODEL for 10 minutes: errors, answers th
 ##@ Demo model
 
 .PHONY: train-demo
-train-demo: $(TEST) ## Train the demo model from nothing, or go on with it [two cores, about two hours; Ctrl-C saves]
+train-demo: $(TEST) ## Train the demo model from nothing, or go on with it [two cores, about an hour; Ctrl-C saves]
 	@$(RUN) -m demo.train
 
 .PHONY: export-demo
@@ -211,6 +226,10 @@ $(RUNTIME): requirements/runtime.lock | $(CREATED)
 	@$(RUN) -m pip install --quiet --requirement requirements/runtime.lock
 	@$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@$(RUN) -m build.libpython
+	@touch $@
+
+$(GATEWAY): requirements/gateway.lock $(RUNTIME)
+	@$(RUN) -m pip install --quiet --requirement requirements/gateway.lock
 	@touch $@
 
 $(BENCH): requirements/bench.lock $(RUNTIME)

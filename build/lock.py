@@ -12,7 +12,8 @@ from pathlib import Path
 
 FOLDER = Path("requirements")
 RUNTIME_EXTRAS = ["client", "cpu"]
-BENCH_EXTRAS = [*RUNTIME_EXTRAS, "bench"]
+GATEWAY_EXTRAS = [*RUNTIME_EXTRAS, "gateway"]
+BENCH_EXTRAS = [*GATEWAY_EXTRAS, "bench"]
 TEST_EXTRAS = [*BENCH_EXTRAS, "test"]
 # True wherever the locks are used (`environments` in pyproject.toml), so they say nothing.
 ALWAYS_TRUE = {
@@ -69,10 +70,13 @@ def main(argv: list[str] | None = None) -> int:
         for lock in FOLDER.glob("*.lock"):
             lock.unlink()
     FOLDER.mkdir(exist_ok=True)
-    runtime, bench, test = (FOLDER / f"{name}.lock" for name in ("runtime", "bench", "test"))
+    runtime, gateway, bench, test = (
+        FOLDER / f"{name}.lock" for name in ("runtime", "gateway", "bench", "test")
+    )
     try:
         write(runtime, resolve(RUNTIME_EXTRAS, current=runtime))
-        write(bench, resolve(BENCH_EXTRAS, current=bench, agree_with=runtime))
+        write(gateway, resolve(GATEWAY_EXTRAS, current=gateway, agree_with=runtime))
+        write(bench, resolve(BENCH_EXTRAS, current=bench, agree_with=gateway))
         everything = resolve(TEST_EXTRAS, current=test, agree_with=bench)
     except subprocess.CalledProcessError as error:
         print("The lock files could not be written: uv says why above.", file=sys.stderr)

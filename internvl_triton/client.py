@@ -47,6 +47,7 @@ __all__ = [
     "RequestCost",
     "ServerLimits",
     "Transport",
+    "answer_seeds",
 ]
 
 DEFAULT_TIMEOUT_S = 300.0
@@ -104,6 +105,9 @@ class Transport(Protocol):
     async def parameters(self) -> dict[str, str]:
         """The ensemble's config parameters."""
 
+    async def is_ready(self) -> bool:
+        """Whether the ensemble takes requests. Never raises ServerUnavailable."""
+
     async def close(self) -> None: ...
 
 
@@ -124,6 +128,11 @@ class AsyncClient:
         self.timeout_s = timeout_s
         self._transport: Transport = GrpcTransport(url) if transport is None else transport
         self._limits: ServerLimits | None = None
+        self._token_bytes: dict[int, bytes] = {}
+
+    async def is_ready(self) -> bool:
+        """Whether the service takes requests now."""
+        return await self._transport.is_ready()
 
     async def limits(self) -> ServerLimits:
         """The server's limits, asked once. Raises ServerUnavailable."""
@@ -173,8 +182,7 @@ class AsyncClient:
         """
         if n < 1:
             raise InvalidRequest(f"n is {n}; it must be at least 1")
-        seed = request.pop("seed", None)
-        seeds = [None if seed is None else (seed + k) % 2**64 for k in range(n)]
+        seeds = answer_seeds(request.pop("seed", None), n)
         tasks = [
             asyncio.ensure_future(self.generate(prompt, **request, seed=each)) for each in seeds
         ]
@@ -213,6 +221,30 @@ class AsyncClient:
             num_input_tokens=length[0],
             max_tokens=max_tokens[0],
         )
+
+    async def token_bytes(self, token_ids: Sequence[int]) -> list[bytes]:
+        """The bytes that each token adds to a text, from the ensemble's last step alone.
+
+        Each id is asked once. Raises ServerUnavailable, RequestFailed.
+        """
+        unknown = sorted(set(token_ids) - self._token_bytes.keys())
+        found = await asyncio.gather(*map(self._ask_token_bytes, unknown))
+        self._token_bytes.update(zip(unknown, found, strict=True))
+        return [self._token_bytes[token] for token in token_ids]
+
+    async def _ask_token_bytes(self, token: int) -> bytes:
+        one = np.ones((1, 1), np.int32)
+        values = {
+            contract.OUTPUT_IDS.name: np.full((1, 1, 1), token, np.int32),
+            contract.SEQUENCE_LENGTH.name: one,
+            contract.NUM_INPUT_TOKENS.name: one,
+            contract.NUM_OUTPUT_TOKENS.name: one,
+        }
+        text = contract.TEXT_OUTPUT.name
+        found = await self._transport.infer(
+            contract.POSTPROCESSING.name, values, [text], self.timeout_s
+        )
+        return b"".join(found[text].reshape(-1).tolist())
 
     async def stream(
         self,
@@ -372,6 +404,11 @@ class Client:
         except BaseException:
             future.cancel()
             raise
+
+
+def answer_seeds(seed: int | None, n: int) -> list[int | None]:
+    """The seeds of n answers to one request: seed, seed + 1, ...; None is a new one each time."""
+    return [None if seed is None else (seed + k) % 2**64 for k in range(n)]
 
 
 def _failure(error: str) -> ServerError:

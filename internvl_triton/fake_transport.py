@@ -64,6 +64,7 @@ class FakeTransport:
         self.requests: list[tuple[str, Tensors]] = []
         self.stopped: list[str] = []
         self.closed_streams = 0
+        self.ready = True
         self._parameters = {**PARAMETERS, **parameters}
 
     async def stream(
@@ -96,6 +97,9 @@ class FakeTransport:
 
     async def parameters(self) -> dict[str, str]:
         return dict(self._parameters)
+
+    async def is_ready(self) -> bool:
+        return self.ready
 
     async def close(self) -> None:
         return None

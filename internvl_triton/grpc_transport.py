@@ -21,6 +21,13 @@ from internvl_triton.errors import (
 __all__ = ["GrpcTransport", "stop_inputs"]
 
 LINGER_S = 5.0
+READY_TIMEOUT_S = 5.0
+CHANNEL_ARGS = [
+    ("grpc.max_send_message_length", -1),  # the server has no limit either
+    ("grpc.max_receive_message_length", -1),
+    # gRPC's own is two minutes: so long a client would not see that the server is back.
+    ("grpc.max_reconnect_backoff_ms", 2000),
+]
 # How Triton's batcher and TensorRT-LLM's executor (`Executor::Impl::enqueueRequests`) refuse.
 QUEUE_FULL = ("Exceeds maximum queue size", "Maximum queue size of")
 Tensors = dict[str, NDArray[Any]]
@@ -39,7 +46,7 @@ class GrpcTransport:
         from tritonclient.grpc import aio
 
         self.url = url
-        self._client = aio.InferenceServerClient(url)
+        self._client = aio.InferenceServerClient(url, channel_args=CHANNEL_ARGS)
         self._abandoned: set[asyncio.Task[None]] = set()
 
     async def stream(
@@ -74,14 +81,11 @@ class GrpcTransport:
                 if error is not None:
                     failure = _translated(error, self.url)
                     continue
-                arrays = {
-                    tensor.name: result.as_numpy(tensor.name)
-                    for tensor in contract.ENSEMBLE.outputs
-                }
+                response = result.get_response()
                 # The last response of a stream can be empty; it can also hold the last token.
-                if all(array is not None for array in arrays.values()):
-                    responses.put_nowait(arrays)
-                complete = result.get_response().parameters["triton_final_response"].bool_param
+                if response.outputs:
+                    responses.put_nowait(_arrays(response))
+                complete = response.parameters["triton_final_response"].bool_param
             if failure is None and not complete:
                 failure = ServerUnavailable(
                     f"{self.url} ended the stream before the answer was complete"
@@ -127,6 +131,15 @@ class GrpcTransport:
             raise _translated(error, self.url) from error
         return {key: item.string_value for key, item in found.config.parameters.items()}
 
+    async def is_ready(self) -> bool:
+        try:
+            ready = await self._client.is_model_ready(
+                contract.ENSEMBLE.name, client_timeout=READY_TIMEOUT_S
+            )
+        except _foreign_errors():
+            return False
+        return bool(ready)
+
     async def close(self) -> None:
         await asyncio.gather(*self._abandoned)
         await self._client.close()
@@ -162,6 +175,21 @@ def _infer_inputs(tensors: Tensors) -> list[Any]:
         item.set_data_from_numpy(value)
         inputs.append(item)
     return inputs
+
+
+def _arrays(response: Any) -> Tensors:
+    """All outputs of a ModelInferResponse. `InferResult.as_numpy` looks for each one anew, which
+    for the few bytes of a token takes longer than anything else in the client."""
+    from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
+
+    arrays: Tensors = {}
+    for output, data in zip(response.outputs, response.raw_output_contents, strict=True):
+        if output.datatype == "BYTES":
+            array = deserialize_bytes_tensor(data)
+        else:
+            array = np.frombuffer(data, triton_to_np_dtype(output.datatype))
+        arrays[output.name] = array.reshape(tuple(output.shape))
+    return arrays
 
 
 def _foreign_errors() -> tuple[type[Exception], ...]:

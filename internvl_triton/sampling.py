@@ -91,6 +91,14 @@ class SamplingParams:
                 "sampling_parameters must be a JSON object such as "
                 f'{{"max_tokens": 64}}; got {_type_name(values)}'
             )
+        return cls.from_values(values)
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> SamplingParams:
+        """Settings by key, as JSON gives them; null is a key left out.
+
+        Raises InvalidSampling for an unknown key or a bad value.
+        """
         allowed = [field.name for field in fields(cls)]
         for key in values:
             if key not in allowed:

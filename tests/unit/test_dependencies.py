@@ -29,7 +29,7 @@ def test_locks_pin_versions_and_name_no_place(lock: Path) -> None:
         assert "--find-links" not in line, line
 
 
-@pytest.mark.parametrize("name", ["runtime", "test"])
+@pytest.mark.parametrize("name", ["runtime", "gateway", "bench", "test"])
 def test_no_cuda_and_no_libraries_the_project_does_without(name: str) -> None:
     packages = {package.lower().replace("_", "-") for package in locked(name)}
     assert not packages & {"torchvision", "torchaudio", "timm", "decord", "flash-attn"}
@@ -45,10 +45,21 @@ def test_the_demo_and_the_server_need_no_torch() -> None:
     assert runtime["nvidia-pytriton"] == "0.7.0"
 
 
-def test_every_package_of_the_runtime_lock_is_tested_with_that_version() -> None:
+@pytest.mark.parametrize("name", ["runtime", "gateway", "bench"])
+def test_every_package_of_a_lock_is_tested_with_that_version(name: str) -> None:
     test = locked("test")
-    for package, version in locked("runtime").items():
-        assert test.get(package, version) == version, package
+    for package, version in locked(name).items():
+        assert test[package] == version or package == "torch", package
+
+
+def test_the_gateway_adds_little() -> None:
+    assert locked("gateway").keys() - locked("runtime").keys() == {
+        "httptools",
+        "prometheus-client",
+        "pybase64",
+        "starlette",
+        "uvicorn",
+    }
 
 
 def test_the_client_needs_only_numpy_pillow_and_tritonclient() -> None:

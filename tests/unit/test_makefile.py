@@ -62,13 +62,13 @@ def project_with_fake_python(tmp_path: Path) -> Path:
     """The Makefile with an environment that is up to date and whose `python` prints arguments."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "requirements").mkdir()
-    for lock in ("runtime.lock", "test.lock", "torch.lock"):
+    for lock in ("runtime.lock", "gateway.lock", "test.lock", "torch.lock"):
         (tmp_path / "requirements" / lock).touch()
     fake = tmp_path / ".venv" / "bin" / "python"
     fake.parent.mkdir(parents=True)
     fake.write_text(f"#!{sys.executable} -I\nimport sys\nprint('\\n'.join(sys.argv[1:]))\n")
     fake.chmod(0o755)
-    for stamp in ("created", "runtime", "test"):
+    for stamp in ("created", "runtime", "gateway", "test"):
         (tmp_path / ".venv" / f"{stamp}.stamp").touch()
     return tmp_path
 
@@ -102,6 +102,14 @@ def test_empty_variables_give_no_options(project_with_fake_python: Path) -> None
     served = make("serve", "TP=2", "PROFILE=cpu", "HTTP_PORT=80", folder=project_with_fake_python)
     expected = ["build.serve", "--model=demo", "--tp-size=2", "--profile=cpu", "--http-port=80"]
     assert served.stdout.splitlines() == ["-m", *expected]
+    assert make("gateway", folder=project_with_fake_python).stdout.split() == [
+        "-m",
+        "gateway.serve",
+    ]
+    ports = ("GRPC_PORT=81", "GATEWAY_PORT=90", "API_KEYS=my keys")
+    started = make("gateway", *ports, folder=project_with_fake_python)
+    expected = ["gateway.serve", "--grpc-port=81", "--port=90", "--api-keys=my keys"]
+    assert started.stdout.splitlines() == ["-m", *expected]
 
 
 def test_unsupported_python_is_refused_with_a_sentence(tmp_path: Path) -> None:

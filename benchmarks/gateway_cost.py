@@ -1,0 +1,125 @@
+"""What the OpenAI-compatible endpoint adds to gRPC, around engines that answer at once.
+
+    python -m benchmarks.gateway_cost --model demo
+
+The same requests go straight to the ensemble over gRPC and through the gateway, in turn, several
+rounds each, so that whatever disturbs the machine disturbs both. Preprocessing, postprocessing,
+Triton, the gateway and both clients are the real ones; the engines compute nothing. Load generator,
+gateway and Triton share the machine's cores. Medians over all requests; the last columns are the
+median over rounds of the difference of a round's medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.lengths import Lengths
+from benchmarks.load import Load, run_load
+from benchmarks.markdown import markdown_table
+from benchmarks.metrics import defined, distribution, errors_by_kind, tpot_s, ttft_s
+from benchmarks.pipeline_cost import null_service
+from benchmarks.records import RequestRecord
+from benchmarks.running_gateway import running_gateway
+from benchmarks.targets import open_target
+from benchmarks.workload import Case, GeneratedWorkload
+from internvl_triton.errors import InternVLTritonError, RequestFailed
+
+__all__ = ["gateway_rows"]
+
+CASES = ("text", "448x448", "1280x720", "1920x1080")
+
+
+def gateway_rows(
+    grpc_url: str,
+    gateway_url: str,
+    cases: Sequence[str],
+    *,
+    requests: int,
+    rounds: int,
+    tokens: int,
+    users: int,
+) -> list[list[str]]:
+    """Header, then one row per case; requests: per round and target.
+
+    Raises RequestFailed when a request fails.
+    """
+    targets = {"gRPC": f"grpc://{grpc_url}", "gateway": gateway_url}
+    head = ["request"]
+    head += [f"{metric}, {name}" for metric in ("TTFT ms", "ms per token") for name in targets]
+    rows = [[*head, "TTFT ms added", "ms per token added"]]
+    for case in cases:
+        workload = GeneratedWorkload((Case.parse(case),), output_tokens=Lengths(str(tokens)))
+        load = Load(concurrency=users, conversations=requests, warm_up=users + 1)
+        medians: dict[str, list[tuple[float, float]]] = {name: [] for name in targets}
+        for number in range(rounds):
+            for name in sorted(targets, reverse=number % 2 == 1):
+                records = asyncio.run(_measured(targets[name], workload, load, case))
+                ttft = distribution(defined(ttft_s, records)).p50
+                tpot = distribution(defined(tpot_s, records)).p50
+                medians[name].append((1000 * ttft, 1000 * tpot))
+        ours, theirs = np.array(medians["gRPC"]), np.array(medians["gateway"])
+        added = np.median(theirs - ours, axis=0)
+        ttft_cells = [f"{np.median(side[:, 0]):.2f}" for side in (ours, theirs)]
+        tpot_cells = [f"{np.median(side[:, 1]):.3f}" for side in (ours, theirs)]
+        rows.append([case, *ttft_cells, *tpot_cells, f"{added[0]:+.2f}", f"{added[1]:+.3f}"])
+    return rows
+
+
+async def _measured(
+    address: str, workload: GeneratedWorkload, load: Load, case: str
+) -> list[RequestRecord]:
+    target = open_target(address, timeout_s=120)
+    try:
+        records = [r for r in await run_load(target, workload, load) if not r.warm_up]
+    finally:
+        await target.close()
+    if errors := errors_by_kind(records):
+        failed = next(record for record in records if record.error)
+        raise RequestFailed(f"{case} at {address}: {errors}, such as: {failed.message}")
+    return records
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gateway_cost", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--model", default="demo", help="whose prompts and shapes (%(default)s)")
+    parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR")
+    parser.add_argument("--cases", nargs="+", default=CASES, help=f"({' '.join(CASES)})")
+    parser.add_argument("--requests", type=int, default=30, help="per round (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
+    parser.add_argument("--tokens", type=int, default=64, help="of an answer (%(default)s)")
+    parser.add_argument("--users", type=int, default=1, help="at the same time (%(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        with (
+            null_service(args.model, args.artifacts) as grpc_url,
+            running_gateway(grpc_url) as gateway,
+        ):
+            rows = gateway_rows(
+                grpc_url,
+                gateway.url,
+                args.cases,
+                requests=args.requests,
+                rounds=args.rounds,
+                tokens=args.tokens,
+                users=args.users,
+            )
+    except InternVLTritonError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    cores = len(os.sched_getaffinity(0))
+    shown = f"{args.users} user(s), {args.tokens} tokens, {args.rounds} rounds, {cores} cores"
+    print(f"\nThe gateway on top of gRPC, null engines, {shown}\n\n{markdown_table(rows)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""The ASGI application around one engine."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from gateway.api_keys import ApiKeys
+from gateway.chat import ChatCompletions
+from gateway.engine import Engine
+from gateway.errors import EXCEPTION_HANDLERS
+from gateway.health import Health
+from gateway.metrics import CHAT_PATH, Measured, Metrics
+from gateway.models import Models
+
+__all__ = ["MAX_BODY_BYTES", "create_app"]
+
+MAX_BODY_BYTES = 64 * 2**20
+
+
+def create_app(
+    engine: Engine,
+    *,
+    api_keys: Collection[str] = (),
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> Starlette:
+    """api_keys: whoever asks below /v1 has to send one of them; without any, everybody may."""
+    metrics = Metrics()
+    models = Models(engine)
+    health = Health(engine)
+    chat = ChatCompletions(engine, max_body_bytes=max_body_bytes)
+    middleware = [Middleware(Measured, metrics=metrics)]
+    if api_keys:
+        middleware.append(Middleware(ApiKeys, keys=api_keys))
+    return Starlette(
+        routes=[
+            Route(CHAT_PATH, chat.create, methods=["POST"]),
+            Route("/v1/models", models.list),
+            Route("/v1/models/{model}", models.one),
+            Route("/health/live", health.live),
+            Route("/health/ready", health.ready),
+            Route("/metrics", metrics.show),
+        ],
+        middleware=middleware,
+        exception_handlers=EXCEPTION_HANDLERS,
+    )

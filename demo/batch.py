@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,11 +10,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from demo.encoding import BOS, IGNORE, Encoded
+from demo.scene import COLORS, DIRECTIONS, KINDS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Batch", "collate", "split_by_length"]
+__all__ = ["SUBJECTS", "Batch", "collate", "split_by_length", "subjects"]
+
+_DIGITS = list("0123456789")
+# What an answer can name: how it stands there, and the names.
+SUBJECTS: tuple[tuple[str, list[str]], ...] = (
+    (rf"\b({'|'.join(COLORS)})\b", list(COLORS)),
+    (rf"\b({'|'.join(KINDS)})\b", list(KINDS)),
+    (rf"moves ({'|'.join(DIRECTIONS)})", list(DIRECTIONS)),
+    (r"\b(\d)\d\b", _DIGITS),
+    (r"\b\d(\d)\b", _DIGITS),
+    (r"^There (?:is|are) (no|one|two|three) shape", ["no", "one", "two", "three"]),
+    (r"^Image-(\d)\.", ["1", "2"]),
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +36,8 @@ class Batch:
 
     ids, positions, labels: int64 (rows, length); in ids, vocab_size + k is the k-th visual token
     of the whole batch. mask: bool (rows, 1, length, length).
+    words: int64 (n, 2), row and place of each of the answers' `words`; subjects: int64
+    (n, len(SUBJECTS)), what should be known there, IGNORE where the text does not say it.
     """
 
     tiles: Tensor
@@ -32,6 +48,8 @@ class Batch:
     positions: Tensor
     labels: Tensor
     mask: Tensor
+    words: Tensor
+    subjects: Tensor
 
 
 def collate(rows: Sequence[Encoded], *, vocab_size: int) -> Batch:
@@ -55,6 +73,7 @@ def collate(rows: Sequence[Encoded], *, vocab_size: int) -> Batch:
     first = torch.tensor([0, *np.cumsum(tokens)[:-1]])[:, None]
     ids = torch.where(ids >= vocab_size, ids + first, ids)
     causal = torch.ones(length, length, dtype=torch.bool).tril()
+    words = [(n, *word) for n, row in enumerate(rows) for a in row.answers for word in a.words]
     looking, seen = segments[:, :, None], segments[:, None, :]
     return Batch(
         tiles=torch.from_numpy(np.concatenate([row.tiles for row in rows])),
@@ -65,7 +84,18 @@ def collate(rows: Sequence[Encoded], *, vocab_size: int) -> Batch:
         positions=padded("positions", 0),
         labels=padded("labels", IGNORE),
         mask=(causal & ((seen == 0) | (seen == looking)))[:, None],
+        words=torch.tensor([(n, place) for n, place, _ in words]).view(-1, 2),
+        subjects=torch.tensor([subjects(text) for *_, text in words]).view(-1, len(SUBJECTS)),
     )
+
+
+def subjects(text: str) -> list[int]:
+    """Of each of SUBJECTS the index of the first that the text names, IGNORE without one."""
+    found = []
+    for pattern, names in SUBJECTS:
+        match = re.search(pattern, text)
+        found.append(names.index(match[1]) if match else IGNORE)
+    return found
 
 
 def split_by_length(

@@ -16,7 +16,7 @@ from PIL import Image
 
 from demo.dialogue import Branch, Example
 from demo.drawing import LabelMaps, draw_labels, draw_scene, through_jpeg
-from demo.scene import COLORS, KINDS, Scene
+from demo.scene import COLORS, KINDS, PLACES, Scene
 from internvl_triton.model_spec import ModelSpec
 from internvl_triton.prompt import (
     Conversation,
@@ -51,13 +51,19 @@ class TileLabels:
 
 @dataclass(frozen=True)
 class Answer:
-    """labels[begin:end] of one row are this answer and its end token."""
+    """labels[begin:end] of one row are this answer and its end token.
+
+    words: places in the row, each with the part of the answer that should be known there. First
+    where the question says what it is about ("red", "left"), or its last token; then the token
+    before every colour and number of the answer.
+    """
 
     kind: str
     question: str
     text: str
     begin: int
     end: int
+    words: tuple[tuple[int, str], ...]
 
 
 @dataclass(frozen=True)
@@ -83,11 +89,15 @@ def encode_example(
     tokenizer: Tokenizer,
     spec: ModelSpec,
     bos: bool,
+    labels: bool = False,
     rng: random.Random | None = None,
 ) -> Encoded:
-    """`bos`: put BOS in front, as the InternLM2 layout does. `rng`: now and then go via JPEG."""
+    """`bos`: put BOS in front, as the InternLM2 layout does. `rng`: now and then go via JPEG.
+
+    labels: False leaves every visual token unasked; drawing what it shows takes time.
+    """
     max_tiles = 1 if example.media == "video" else spec.max_tiles
-    tiles, labels = [], []
+    tiles, tile_labels = [], []
     for scene in example.scenes:
         image = draw_scene(scene)
         if rng and rng.random() < 0.3:
@@ -100,13 +110,19 @@ def encode_example(
                 use_thumbnail=spec.use_thumbnail,
             )
         )
-        labels.append(_tile_labels(scene, len(tiles[-1]), max_tiles, spec))
+        tile_labels.append(
+            _tile_labels(scene, len(tiles[-1]), max_tiles, spec)
+            if labels
+            else _unasked(len(tiles[-1]), spec)
+        )
     counts = [len(group) for group in tiles]
     rows = [_branch_ids(branch, example, counts, tokenizer, spec) for branch in example.branches]
     size = spec.tile_size
     none = np.empty((0, size, size, 3), np.uint8)
     return Encoded(
-        np.concatenate([none, *tiles]), _concatenated(labels, spec), *_one_row(rows, bos)
+        np.concatenate([none, *tiles]),
+        _concatenated(tile_labels, spec),
+        *_one_row(rows, bos, tokenizer),
     )
 
 
@@ -166,8 +182,29 @@ def _branch_ids(
     return ids, spans, branch
 
 
+def _words(
+    row: list[int], answer: tuple[int, int], asked: int, text: str, tokenizer: Tokenizer
+) -> tuple[tuple[int, str], ...]:
+    """See `Answer.words`. asked: where the question begins; answer: as in `Answer`."""
+
+    def ids_of(*texts: str) -> set[int]:
+        return {tokenizer.encode(each)[0] for each in texts}
+
+    begin, end = answer
+    colors, digits = ids_of(*(f" {color}" for color in COLORS)), ids_of(*"0123456789")
+    (space,) = ids_of(" ")
+    asks = colors | ids_of(*(f" {word}" for word in (*KINDS, *PLACES)), "1", "2")
+    words = [(next((k for k in range(begin, asked, -1) if row[k] in asks), begin), text)]
+    for place in range(begin + 1, end):
+        following = row[place + 1]
+        if following in colors or (following in digits and row[place] == space):
+            rest = tokenizer.token_bytes.join(row[place + 1 : end + 1])
+            words.append((place, rest.decode()))
+    return tuple(words)
+
+
 def _one_row(
-    rows: list[_Row], bos: bool
+    rows: list[_Row], bos: bool, tokenizer: Tokenizer
 ) -> tuple[
     NDArray[np.int64],
     NDArray[np.int64],
@@ -196,11 +233,16 @@ def _one_row(
         positions += range(bos + shared, bos + len(ids))
         segments += [number + 1] * (len(ids) - shared)
         labels += [IGNORE] * (len(ids) - shared)
+        asked = len(out) - len(ids) + shared
         for (begin, end), exchange in zip(spans, branch, strict=True):
             # The token before predicts the answer's first one.
             begin, end = begin + offset - 1, end + offset - 1
             labels[begin:end] = out[begin + 1 : end + 1]
-            answers.append(Answer(exchange.kind, exchange.question, exchange.answer, begin, end))
+            words = _words(out, (begin, end), asked, exchange.answer, tokenizer)
+            answers.append(
+                Answer(exchange.kind, exchange.question, exchange.answer, begin, end, words)
+            )
+            asked = end
     arrays = (np.array(values, np.int64) for values in (out, positions, segments, labels))
     ids_, positions_, segments_, labels_ = arrays
     return ids_, positions_, segments_, labels_, tuple(answers)
@@ -241,6 +283,11 @@ def _tile_labels(scene: Scene, num_tiles: int, max_tiles: int, spec: ModelSpec) 
         )
 
     return per_token(maps)
+
+
+def _unasked(num_tiles: int, spec: ModelSpec) -> TileLabels:
+    unasked = np.full((num_tiles, spec.tokens_per_tile), IGNORE)
+    return TileLabels(unasked, unasked, np.repeat(unasked[..., None], 4, -1))
 
 
 def _concatenated(labels: list[TileLabels], spec: ModelSpec) -> TileLabels:

@@ -39,9 +39,11 @@ _LAYER_NAMES = {
 def write_internlm2_layout(source: Path, directory: Path) -> Path:
     """`source`: the demo checkpoint in the Qwen2 layout. Returns `directory`.
 
-    Raises UnsupportedCheckpoint when a q, k or v bias of `source` is not zero.
+    Raises UnsupportedCheckpoint when a q, k or v bias of `source` is not zero, or when its
+    vocabulary is not the one that the questions and answers give.
     """
     vocabulary = demo_vocabulary()
+    _check_vocabulary(source, vocabulary)
     qwen2 = Checkpoint(source)
     config = internlm2_config(json.loads((source / "config.json").read_text(encoding="utf-8")))
     spec = ModelSpec.from_config(config)
@@ -69,6 +71,18 @@ def internlm2_config(config: dict[str, Any]) -> dict[str, Any]:
         "rope_scaling": {"type": "dynamic", "factor": 2.0},
     }
     return {**config, "llm_config": llm}
+
+
+def _check_vocabulary(source: Path, vocabulary: Vocabulary) -> None:
+    """Rows of another vocabulary would go to wrong places without a sign of it."""
+    ids: dict[str, int] = {}
+    for name in ("vocab.json", "added_tokens.json"):
+        ids |= json.loads((source / name).read_text(encoding="utf-8"))
+    if sorted(ids, key=ids.__getitem__) != vocabulary.qwen2_tokens:
+        raise UnsupportedCheckpoint(
+            f"{source} has another vocabulary than the questions and answers in demo/dialogue.py "
+            "give; restore those it was trained with, or train it again"
+        )
 
 
 def _check_biases(checkpoint: Checkpoint) -> None:

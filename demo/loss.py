@@ -6,23 +6,36 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from demo.batch import Batch, collate
+from demo.batch import SUBJECTS, Batch, collate
 from demo.encoding import BOS, IGNORE, Encoded
-from demo.model import Weights, hidden_states, visual_features
+from demo.model import Weights, all_hidden_states, visual_features
 from demo.scene import COLORS, KINDS
 from internvl_triton.model_spec import ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["DENSE_OUTPUTS", "answer_logits", "answer_loss", "count_exact", "dense_loss", "embed"]
+__all__ = [
+    "DENSE_OUTPUTS",
+    "WORD_LAYERS",
+    "WORD_OUTPUTS",
+    "answer_logits",
+    "answer_loss",
+    "count_exact",
+    "dense_loss",
+    "embed",
+]
 
-_LOUDNESS = 8.0  # between the tile's two ends, in the unit of the features
-_PLACES = 4
+# Of a place at one end of the tile, in the unit of the features. Colours differ by about 30; places
+# that were 60 times quieter were never heard by the language model.
+_LOUDNESS = 24.0
 _TOKENS_PER_SIDE = 16  # of a tile of 448 pixels
 _COLORS, _KINDS, _DIGITS = 1 + len(COLORS), 1 + len(KINDS), 4 * 11
-# colour, kind, a digit for each of the token's four patches, and the place of what it shows
-DENSE_OUTPUTS = _COLORS + _KINDS + _DIGITS + _PLACES
+# colour, kind, and a digit for each of the token's four patches
+DENSE_OUTPUTS = _COLORS + _KINDS + _DIGITS
+_SUBJECT_SIZES = [len(names) for _, names in SUBJECTS]
+WORD_OUTPUTS = sum(_SUBJECT_SIZES)
+WORD_LAYERS = (0, 1, 2)
 
 
 def embed(weights: Weights, ids: Tensor, features: Tensor) -> Tensor:
@@ -44,21 +57,45 @@ def answer_logits(
     weights: Weights, batch: Batch, features: Tensor, spec: ModelSpec
 ) -> tuple[Tensor, Tensor]:
     """Logits (n, vocab) and labels (n,) at the places that belong to answers, row by row."""
+    return _answer_logits(weights, batch, _states(weights, batch, features, spec)[-1])
+
+
+def _states(weights: Weights, batch: Batch, features: Tensor, spec: ModelSpec) -> list[Tensor]:
+    embeddings = embed(weights, batch.ids, features)
+    return all_hidden_states(weights, embeddings, batch.positions, batch.mask, spec.llm)
+
+
+def _answer_logits(weights: Weights, batch: Batch, hidden: Tensor) -> tuple[Tensor, Tensor]:
     from torch.nn import functional
 
-    embeddings = embed(weights, batch.ids, features)
-    hidden = hidden_states(weights, embeddings, batch.positions, batch.mask, spec.llm)
     asked = batch.labels != IGNORE
     head = weights["language_model.lm_head.weight"]
     return functional.linear(hidden[asked], head), batch.labels[asked]
 
 
-def answer_loss(weights: Weights, batch: Batch, features: Tensor, spec: ModelSpec) -> Tensor:
-    """Sum of the cross entropies of all answer tokens."""
+def answer_loss(
+    weights: Weights, batch: Batch, features: Tensor, spec: ModelSpec
+) -> tuple[Tensor, Tensor]:
+    """Sum of the cross entropies of all answer tokens, and that of the questions' words.
+
+    The word that a question is about ("red", "left") must know behind the first layers what the
+    answer will name, read linearly; see `Answer.words`. So the look at the picture is learned
+    before, and without, the way from there to the answer.
+    """
     from torch.nn import functional
 
-    logits, labels = answer_logits(weights, batch, features, spec)
-    return functional.cross_entropy(logits, labels, reduction="sum")
+    states = _states(weights, batch, features, spec)
+    logits, labels = _answer_logits(weights, batch, states[-1])
+    loss = functional.cross_entropy(logits, labels, reduction="sum")
+    known = loss.new_zeros(())
+    rows, places = batch.words.unbind(-1)
+    for layer in WORD_LAYERS:
+        read = functional.linear(states[layer][rows, places], weights[f"word.{layer}.weight"])
+        for number, outputs in enumerate(read.split(_SUBJECT_SIZES, -1)):
+            known = known + functional.cross_entropy(
+                outputs, batch.subjects[:, number], reduction="sum", ignore_index=IGNORE
+            )
+    return loss, known
 
 
 def dense_loss(
@@ -66,13 +103,14 @@ def dense_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Mean loss of a linear reading of every visual token, and its accuracy on foreground.
 
-    origin: see `visual_features`.
+    place: root mean square error of the places, in widths of a tile. origin: see
+    `visual_features`.
     """
     import torch
     from torch.nn import functional
 
     outputs = functional.linear(features, head["dense.weight"], head["dense.bias"])
-    color, kind, digit, _ = outputs.split([_COLORS, _KINDS, _DIGITS, _PLACES], -1)
+    color, kind, digit = outputs.split([_COLORS, _KINDS, _DIGITS], -1)
     digit = digit.unflatten(-1, (4, 11))
     loss = outputs.new_zeros(())
     accuracy = {}
@@ -90,32 +128,33 @@ def dense_loss(
         shown = labels > 0
         if shown.any():
             accuracy[name] = (logits[shown].argmax(-1) == labels[shown]).float().mean().item()
-    return loss + _place_loss(head, batch, features, origin), accuracy
+    errors = _place_errors(batch, features, origin)
+    accuracy["place"] = errors.item() ** 0.5
+    return loss + 40 * errors, accuracy
 
 
-def _place_loss(head: Weights, batch: Batch, features: Tensor, origin: tuple[int, int]) -> Tensor:
-    """How far foreground is from the tile's left, right, top and bottom edge, in the features.
+def _place_errors(batch: Batch, features: Tensor, origin: tuple[int, int]) -> Tensor:
+    """Mean square error of the first eight features, in widths of a tile.
 
-    It is read along directions of length 1, so that a place is as loud as a colour, and it is zero
-    on the background: the leftmost shape is simply where one number is largest.
+    They should say how far a shape is from the tile's left, right, top and bottom edge, then the
+    same of a digit, and be zero on everything else: so the leftmost shape is simply where one
+    number is largest.
     """
     import torch
-    from torch.nn import functional
 
     side = round(features.shape[1] ** 0.5)
     rows, columns = ((torch.arange(side) + 0.5 + first / 2) / _TOKENS_PER_SIDE for first in origin)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     places = torch.stack([x, 1 - x, y, 1 - y], -1).flatten(0, 1)
-    labels = torch.cat([batch.color[..., None], batch.digit], -1)
-    shown, unsure = (labels > 0).any(-1), (labels == IGNORE).any(-1)
-    wanted = _LOUDNESS * places * shown[..., None]
-    directions = functional.normalize(head["dense.weight"][-_PLACES:], dim=1)
-    found = functional.linear(features, directions, head["dense.bias"][-_PLACES:])
-    errors = (found - wanted).square().mean(-1)
-    background = ~shown & ~unsure
-    return 0.1 * sum(
-        (errors[mask].mean() for mask in (shown, background) if mask.any()), errors.new_zeros(())
-    )
+    errors, counted = features.new_zeros(()), 0
+    for number, labels in enumerate((batch.color[..., None], batch.digit)):
+        found = features[..., 4 * number : 4 * number + 4] / _LOUDNESS
+        shown, unsure = (labels > 0).any(-1), (labels == IGNORE).any(-1)
+        squares = (found - places * shown[..., None]).square().mean(-1)
+        for part in (shown, ~shown & ~unsure):  # foreground is rare, and counts as much
+            if part.any():
+                errors, counted = errors + squares[part].mean(), counted + 1
+    return errors / max(1, counted)
 
 
 def count_exact(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Weights",
+    "all_hidden_states",
     "demo_config",
     "hidden_states",
     "start_weights",
@@ -66,13 +67,17 @@ def start_weights(spec: ModelSpec, *, seed: int) -> Weights:
     """Random float32 weights, the same for the same seed.
 
     Token embeddings are about as large as visual features: much smaller ones drown in what the
-    first layer adds to them, and then no question about a word is understood.
+    first layer adds to them, and then no question about a word is understood. Position embeddings
+    begin as waves: random ones took the tower hundreds of steps to tell left from right.
     """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     weights: Weights = {}
     for name, shape in checkpoint_shapes(spec).items():
+        if name == _POSITIONS:
+            weights[name] = _waves(spec.vision)
+            continue
         if name.endswith(("q_proj.bias", "k_proj.bias", "v_proj.bias")):
             continue
         if name.endswith((".ls1", ".ls2")):
@@ -88,6 +93,21 @@ def start_weights(spec: ModelSpec, *, seed: int) -> Weights:
             scale = 0.5 if "embed_tokens" in name else min(0.06, fan_in**-0.5)
             weights[name] = torch.randn(shape, generator=generator) * scale
     return weights
+
+
+def _waves(spec: VisionSpec) -> Tensor:
+    """(1, 1 + side * side, hidden): sines and cosines of row and column, from one wave in six
+    patches to ones longer than the tile; zero for the class token.
+    """
+    import torch
+
+    side, count = spec.patches_per_side, spec.hidden_size // 4
+    frequencies = side ** -torch.linspace(0, 1, count)
+    angles = torch.arange(side)[:, None] * frequencies
+    waves = torch.cat([angles.sin(), angles.cos()], -1)
+    rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
+    patches = torch.cat([rows, columns], -1).flatten(0, 1)
+    return 2.0 * torch.cat([torch.zeros(1, patches.shape[1]), patches])[None]
 
 
 def visual_features(
@@ -179,11 +199,20 @@ def hidden_states(
     embeddings: float32 (batch, length, hidden); positions: int64 (batch, length);
     mask: bool (batch, 1, length, length), True where a row may look at a column.
     """
+    return all_hidden_states(weights, embeddings, positions, mask, spec)[-1]
+
+
+def all_hidden_states(
+    weights: Weights, embeddings: Tensor, positions: Tensor, mask: Tensor, spec: LLMSpec
+) -> list[Tensor]:
+    """As `hidden_states`, behind every layer, each through the final norm."""
     cos, sin = _rotations(positions, spec)
     x = embeddings
+    states = []
     for layer in range(spec.num_layers):
         x = _llm_layer(weights, f"language_model.model.layers.{layer}.", x, cos, sin, mask, spec)
-    return _rms_norm(x, weights["language_model.model.norm.weight"], spec)
+        states.append(_rms_norm(x, weights["language_model.model.norm.weight"], spec))
+    return states
 
 
 def _rotations(positions: Tensor, spec: LLMSpec) -> tuple[Tensor, Tensor]:

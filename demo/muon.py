@@ -58,10 +58,6 @@ class Muon:
         self.weight_decay = weight_decay
         self.momenta: dict[int, Tensor] = {}  # by the parameter's number
 
-    def zero_grad(self, *, set_to_none: bool = True) -> None:
-        for parameter in self.params:
-            parameter.grad = None
-
     def state_dict(self) -> dict[str, Any]:
         return {"momenta": self.momenta}
 

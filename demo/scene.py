@@ -14,6 +14,7 @@ __all__ = [
     "COLORS",
     "DIRECTIONS",
     "KINDS",
+    "PLACES",
     "Print",
     "Scene",
     "Shape",
@@ -34,6 +35,7 @@ COLORS: dict[str, RGB] = {
     "orange": (245, 130, 30),
 }
 KINDS = ("circle", "square", "triangle", "star")
+PLACES = ("left", "right", "top", "bottom")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 _COLOR_JITTER = 12

@@ -8,14 +8,21 @@ import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from demo.batch import collate, split_by_length
 from demo.dialogue import make_example, some_branches
 from demo.encoding import Encoded, encode_example
-from demo.loss import DENSE_OUTPUTS, answer_loss, count_exact, dense_loss
+from demo.loss import (
+    DENSE_OUTPUTS,
+    WORD_LAYERS,
+    WORD_OUTPUTS,
+    answer_loss,
+    count_exact,
+    dense_loss,
+)
 from demo.model import Weights, demo_config, start_weights, visual_features
 from demo.muon import Muon
 from demo.stages import STAGES, Stage, learning_rate
@@ -31,6 +38,7 @@ _PATCHES_PER_SIDE = 32  # of a tile of 448 pixels
 _SAVE_SECONDS = 180
 _LOG_STEPS = 25
 _CHECK_STEPS = 250
+_BY_ADAMW = ("language_model.model.embed_tokens", "language_model.lm_head", "dense", "word")
 _AVERAGE = 0.99  # decay of the average of the weights, which is what gets exported
 
 
@@ -78,7 +86,7 @@ class Trainer:
                 )
         else:
             config = demo_config(len(self.tokenizer))
-            weights = start_weights(ModelSpec.from_config(config), seed=seed) | _dense_head(seed)
+            weights = start_weights(ModelSpec.from_config(config), seed=seed) | _heads(seed)
             average = {name: tensor.clone() for name, tensor in weights.items()}
             self.state = State(0, 0, 0.0, vocabulary.qwen2_tokens, weights, average)
 
@@ -99,7 +107,7 @@ class Trainer:
         state, spec = self.state, self.spec(stage)
         for tensor in state.weights.values():
             tensor.requires_grad_()
-        optimizers = _optimizers(state.weights)
+        optimizers = _optimizers(state.weights, stage)
         for name, saved_state in state.optimizer.items():
             optimizers[name].load_state_dict(saved_state)
         saved = time.monotonic()
@@ -135,9 +143,11 @@ class Trainer:
         origin = _window_origin(seed, spec)
         num_tiles = sum(len(row.tiles) for row in rows)
         num_tokens = sum(answer.end - answer.begin for row in rows for answer in row.answers)
+        num_words = sum(len(answer.words) for row in rows for answer in row.answers)
         share_of_peak = learning_rate(stage, state.step)
+        for tensor in weights.values():
+            tensor.grad = None
         for name, optimizer in optimizers.items():
-            optimizer.zero_grad(set_to_none=True)
             for parameters in optimizer.param_groups:
                 parameters["lr"] = stage.peak_rates[name] * share_of_peak
         sums: defaultdict[str, float] = defaultdict(float)
@@ -147,9 +157,10 @@ class Trainer:
                 features = visual_features(weights, batch.tiles, spec, origin=origin)
             loss = torch.zeros(())
             if stage.has_dialogues and batch.ids.numel():
-                answers = answer_loss(weights, batch, features, spec) / num_tokens
-                sums["loss"] += answers.item()
-                loss = loss + answers
+                answers, words = answer_loss(weights, batch, features, spec)
+                sums["loss"] += answers.item() / num_tokens
+                sums["words"] += words.item() / num_words
+                loss = loss + answers / num_tokens + 0.1 * words / num_words
             if stage.has_labels and len(batch.tiles):
                 dense, accuracy = dense_loss(weights, batch, features, origin=origin)
                 share = len(batch.tiles) / num_tiles
@@ -229,8 +240,17 @@ def draw_rows(seed: str, stage: Stage, tokenizer: Tokenizer, spec: ModelSpec) ->
     tiles = 0.0
     for kind in _kinds(rng, stage):
         example = some_branches(rng, make_example(rng, kind, tile_size=stage.tile_size))
+        if not stage.has_dialogues:
+            example = replace(example, branches=())
         rows.append(
-            encode_example(example, tokenizer=tokenizer, spec=spec, bos=rng.random() < 0.5, rng=rng)
+            encode_example(
+                example,
+                tokenizer=tokenizer,
+                spec=spec,
+                bos=rng.random() < 0.5,
+                labels=stage.has_labels,
+                rng=rng,
+            )
         )
         tiles += max(0.5, len(rows[-1].tiles))
         if tiles >= stage.tiles_per_step:
@@ -243,30 +263,34 @@ def _kinds(rng: random.Random, stage: Stage) -> Iterator[str]:
         yield rng.choices(list(stage.mix), list(stage.mix.values()))[0]
 
 
-def _dense_head(seed: int) -> Weights:
+def _heads(seed: int) -> Weights:
+    """What only the training reads: see `dense_loss` and `answer_loss`."""
     import torch
 
     generator = torch.Generator().manual_seed(seed + 1)
     return {
         "dense.weight": torch.randn(DENSE_OUTPUTS, 256, generator=generator) * 0.06,
         "dense.bias": torch.zeros(DENSE_OUTPUTS),
+        **{
+            f"word.{layer}.weight": torch.randn(WORD_OUTPUTS, 256, generator=generator) * 0.06
+            for layer in WORD_LAYERS
+        },
     }
 
 
-def _optimizers(weights: Weights) -> dict[str, Any]:
-    """Muon for the matrices of the tower and the projector, AdamW for everything else."""
+def _optimizers(weights: Weights, stage: Stage) -> dict[str, Any]:
+    """What learns in this stage: matrices by Muon, embeddings, heads and the rest by AdamW."""
     import torch
 
-    is_matrix = {
-        name: tensor.ndim == 2 and name.startswith(("vision_model", "mlp1"))
-        for name, tensor in weights.items()
+    learning = {name: tensor for name, tensor in weights.items() if stage.teaches(name)}
+    matrices = {
+        name: tensor
+        for name, tensor in learning.items()
+        if tensor.ndim == 2 and not name.startswith(_BY_ADAMW)
     }
-    matrices = [weights[name] for name in weights if is_matrix[name]]
-    others = [weights[name] for name in weights if not is_matrix[name]]
-    return {
-        "muon": Muon(matrices, 0.0),
-        "adamw": torch.optim.AdamW(others, 0.0, betas=(0.9, 0.98), weight_decay=0.0, foreach=True),
-    }
+    others = [tensor for name, tensor in learning.items() if name not in matrices]
+    adamw = torch.optim.AdamW(others, 0.0, betas=(0.9, 0.98), weight_decay=0.0, foreach=True)
+    return {"adamw": adamw} | ({"muon": Muon(matrices.values(), 0.0)} if matrices else {})
 
 
 def _window_origin(seed: str, spec: ModelSpec) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from clients import examples
 from clients.examples import EXAMPLES, Setting
 from internvl_triton.client import Answer, Chunk, Client
 from tests.integration.conftest import READY_TIMEOUT_S, Service, new_server
-from tests.reference import reference_ids, reference_prompt, reference_tiles
+from tests.reference import reference_frames, reference_ids, reference_prompt, reference_tiles
 
 if TYPE_CHECKING:
     from tests.oracle import Oracle
@@ -44,16 +44,9 @@ COMPARE: tuple[str, list[list[Picture]]] = (
 
 def clip_of(num_frames: int) -> tuple[str, list[list[Picture]]]:
     """load_video() and the prefix of the card, for the whole clip."""
-    import av
-
-    with av.open(str(examples.VIDEO)) as container:
-        frames = [frame.to_image() for frame in container.decode(video=0)]
-        fps = float(container.streams.video[0].average_rate or 0)
-    start, end = max(0, round(-100000 * fps)), min(round(100000 * fps), len(frames) - 1)
-    size = float(end - start) / num_frames
-    taken = [int(start + (size / 2) + np.round(size * k)) for k in range(num_frames)]
+    frames = reference_frames(examples.VIDEO, num_frames)
     prefix = "".join(f"Frame{k + 1}: <image>\n" for k in range(num_frames))
-    return prefix + "What is the red panda doing?", [[(frames[index], 1)] for index in taken]
+    return prefix + "What is the red panda doing?", [[(frame, 1)] for frame in frames]
 
 
 def card() -> dict[str, list[Conversation]]:

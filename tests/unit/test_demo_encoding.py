@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from demo.batch import SUBJECTS, subjects
 from demo.dialogue import EXAMPLE_KINDS, Example, make_example
 from demo.drawing import draw_scene
 from demo.encoding import BOS, IGNORE, Encoded, encode_example
 from demo.model import demo_config
+from demo.scene import COLORS, PLACES
+from demo.scene import KINDS as KINDS_OF_SHAPES
 from demo.vocabulary import demo_vocabulary
 from internvl_triton.model_spec import ModelSpec
 from internvl_triton.tokenizer import Tokenizer, load_tokenizer
@@ -115,7 +119,8 @@ def test_dense_labels_lie_where_the_shape_is(tokenizer: Tokenizer, spec: ModelSp
         if scene.width != 448 or not scene.shapes:
             continue
         checked += 1
-        labels = encode_example(example, tokenizer=tokenizer, spec=spec, bos=False).tile_labels
+        row = encode_example(example, tokenizer=tokenizer, spec=spec, bos=False, labels=True)
+        labels = row.tile_labels
         for shape in scene.shapes:
             token = int(shape.y // 28) * 16 + int(shape.x // 28)
             assert labels.color[0, token] > 0
@@ -123,3 +128,62 @@ def test_dense_labels_lie_where_the_shape_is(tokenizer: Tokenizer, spec: ModelSp
         digits = labels.digit[0].reshape(16, 16, 4)
         found = {str(value - 1) for value in np.unique(digits) if value > 0}
         assert found == (set(scene.number.text) if scene.number else set())
+
+
+def test_without_labels_nothing_is_asked_of_a_token(tokenizer: Tokenizer, spec: ModelSpec) -> None:
+    example = make_example(random.Random(3), "two_tiles", tile_size=448)
+    row = encode_example(example, tokenizer=tokenizer, spec=spec, bos=False)
+    asked = encode_example(example, tokenizer=tokenizer, spec=spec, bos=False, labels=True)
+    for name in ("color", "kind", "digit"):
+        labels = getattr(row.tile_labels, name)
+        assert labels.shape == getattr(asked.tile_labels, name).shape
+        assert (labels == IGNORE).all()
+    assert np.array_equal(row.ids, asked.ids)
+
+
+@pytest.mark.parametrize("kind", ["one_tile", "two_images", "clip", "text"])
+def test_the_word_of_a_question_stands_in_it(
+    kind: str, tokenizer: Tokenizer, spec: ModelSpec
+) -> None:
+    """The last colour, shape or place; without one, the token before the answer."""
+    names = {*COLORS, *KINDS_OF_SHAPES, *PLACES, "1", "2"}
+    found = 0
+    for seed in range(6):
+        example = make_example(random.Random(seed), kind, tile_size=448)
+        row = encode_example(example, tokenizer=tokenizer, spec=spec, bos=False)
+        for answer in row.answers:
+            (place, text), *later = answer.words
+            assert text == answer.text
+            named = [word for word in re.findall(r"\w+", answer.question) if word in names]
+            if named:
+                found += 1
+                token = tokenizer.token_bytes.join([row.ids[place]]).decode()
+                assert token.strip() == named[-1]
+                assert place < answer.begin
+            else:
+                assert place == answer.begin
+            for place, rest in later:
+                begin = tokenizer.token_bytes.join([row.ids[place + 1]]).decode()
+                assert rest.startswith(begin)
+                assert answer.text.endswith(rest)
+                assert begin.strip() in COLORS or begin.isdecimal()
+    assert found or kind in ("clip", "text")
+
+
+def test_subjects_are_what_an_answer_names() -> None:
+    none = dict.fromkeys(range(len(SUBJECTS)), IGNORE)
+
+    def named(**found: int) -> list[int]:
+        order = ("color", "kind", "direction", "tens", "ones", "count", "image")
+        return list(
+            {**none, **{order.index(name): index for name, index in found.items()}}.values()
+        )
+
+    assert subjects("A red circle and a blue square, and the number 42.") == named(
+        color=0, kind=0, tens=4, ones=2
+    )
+    assert subjects("There are two shapes.") == named(count=2)
+    assert subjects("There is no star.") == named(kind=3)
+    assert subjects("Image-2.") == named(image=1)
+    assert subjects("The blue star moves down.") == named(color=2, kind=3, direction=3)
+    assert subjects("You are welcome.") == named()

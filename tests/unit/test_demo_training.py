@@ -88,7 +88,7 @@ def test_repeating_one_batch_teaches_it(tmp_path: Path) -> None:
     spec = trainer.spec(stage)
     for tensor in trainer.state.weights.values():
         tensor.requires_grad_()
-    optimizers = training._optimizers(trainer.state.weights)
+    optimizers = training._optimizers(trainer.state.weights, stage)
     losses = [trainer._step(stage, spec, optimizers)["loss"] for _ in range(8)]
     assert losses[-1] < 0.8 * losses[0]
 

@@ -7,23 +7,19 @@ a module `tensorrt` that runs the vision graph in ONNX Runtime on torch's CPU me
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from build import build_engines
-from build.repository import assemble_repository
 from internvl_triton.artifacts import Artifacts, LLMBuild
 from internvl_triton.client import Client
 from internvl_triton.random_checkpoint import tiny_config, write_random_checkpoint
 from internvl_triton.tiling import tile_image
-from internvl_triton.triton_server import TritonServer, find_free_port
 from internvl_triton.vision_engine import OnnxVisionEngine
+from tests.integration.gpu_stand_ins import MAX_TILES_PER_RUN, gpu_profile_server
 from tests.integration.pictures import encoded, picture
 
 torch = pytest.importorskip("torch", reason="torch is not installed: see `make test-env`")
@@ -31,54 +27,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see `make t
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 LLM = LLMBuild("bf16", 2)  # so a vision engine on each of two GPUs
-MAX_TILES_PER_RUN = 13
 MODULUS = 1000  # below the small vocabulary's size: the facts are sent as token ids
-
-TENSORRT = f"""
-import contextlib, ctypes, types
-import numpy as np, onnxruntime, torch
-
-__version__ = "10.11.0.33"
-cpu = torch.device("cpu")
-torch.device = lambda *_: cpu
-torch.cuda.device = torch.cuda.stream = lambda _: contextlib.nullcontext()
-torch.cuda.Stream = lambda _: types.SimpleNamespace(cuda_stream=0, synchronize=lambda: None)
-torch.Tensor.pin_memory = lambda tensor: tensor
-TABLE = "prompt_embedding_table"
-
-class Logger:
-    ERROR = 1
-    def __init__(self, severity): pass
-
-class Runtime:
-    def __init__(self, log): pass
-    def deserialize_cuda_engine(self, plan): return Engine(plan.decode())
-
-class Engine:
-    num_io_tensors = 2
-    def __init__(self, path): self.session = onnxruntime.InferenceSession(path)
-    def get_tensor_name(self, index): return ["tiles", TABLE][index]
-    def get_tensor_profile_shape(self, name, profile):
-        return [(count, 448, 448, 3) for count in (1, 13, {MAX_TILES_PER_RUN})]
-    def create_execution_context(self): return Context(self.session)
-
-class Context:
-    def __init__(self, session): self.session, self.at = session, {{}}
-    def set_input_shape(self, name, shape):
-        self.shape = tuple(shape)
-        return shape[0] <= {MAX_TILES_PER_RUN}
-    def get_tensor_shape(self, name): return (self.shape[0] * 256, 256)
-    def set_tensor_address(self, name, address):
-        self.at[name] = address
-        return True
-    def execute_async_v3(self, stream):
-        pixels = (ctypes.c_uint8 * int(np.prod(self.shape))).from_address(self.at["tiles"])
-        tiles = np.frombuffer(pixels, np.uint8).reshape(self.shape)
-        table = torch.from_numpy(self.session.run([TABLE], {{"tiles": tiles}})[0])
-        table = table.to(torch.bfloat16).contiguous()
-        ctypes.memmove(self.at[TABLE], table.data_ptr(), table.nbytes)
-        return True
-"""
 
 # Rows, columns and signs of the table; lengths of input_ids and extra ids; the largest input id.
 TENSORRTLLM = f"""
@@ -131,23 +80,6 @@ class TritonPythonModel:
 """
 
 
-class ServerWithBackend(TritonServer):
-    """Triton runs `<backends>/<name>/model.py` in its Python backend for `backend: <name>`."""
-
-    def _prepare(self, cleanup: contextlib.ExitStack) -> tuple[list[str], dict[str, str]]:
-        command, environment = super()._prepare(cleanup)
-        (option,) = [part for part in command if part.startswith("--backend-directory=")]
-        backends = Path(option.partition("=")[2])
-        (backends / "tensorrtllm").mkdir()
-        (backends / "tensorrtllm" / "model.py").write_text(TENSORRTLLM)
-        # For such a backend Triton accepts no library outside of the folder.
-        for file in (backends / "python").iterdir():
-            library = file.resolve()
-            file.unlink()
-            shutil.copy2(library, file)
-        return command, environment
-
-
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
     root = tmp_path_factory.mktemp("gpu_profile")
@@ -164,24 +96,11 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
 
 @pytest.fixture(scope="module")
 def client(artifacts: Artifacts) -> Iterator[Client]:
-    artifacts.vision_plan.write_text(str(artifacts.vision_onnx))
-    artifacts.llm_engine(LLM).mkdir(parents=True)
-    repository = assemble_repository(artifacts, LLM, profile="gpu")
-    (repository / "vision_encoder" / "1" / "tensorrt.py").write_text(TENSORRT)
-    server = ServerWithBackend(
-        repository,
-        http_port=find_free_port(),
-        grpc_port=find_free_port(),
-        metrics_port=find_free_port(),
-        log_path=artifacts.root / "log",
-        # Two steps import torch: one after the other, or on a busy machine Triton gives up on them.
-        arguments=["--model-load-thread-count=1"],
-    )
-    with server:
-        server.wait_ready(120)
-        with Client(server.grpc_url, timeout_s=60) as connected:
-            yield connected
-    assert server.exit_code == 0
+    with (
+        gpu_profile_server(artifacts, LLM, TENSORRTLLM) as server,
+        Client(server.grpc_url, timeout_s=60) as connected,
+    ):
+        yield connected
 
 
 def expected_table(artifacts: Artifacts, *images: Image.Image) -> torch.Tensor:

@@ -134,7 +134,7 @@ def report(rows: list[Measured]) -> bool:
     from rich.table import Table
 
     table = Table(title="Conversion to ONNX and to a TensorRT-LLM checkpoint, bf16, TP 1")
-    table.add_column("model")
+    table.add_column("model", no_wrap=True)
     for column in ("layers", "GB", "copy s", "convert s", "ratio", "peak RSS GB"):
         table.add_column(column, justify="right")
     for row in rows:

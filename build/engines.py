@@ -25,7 +25,12 @@ from build.repository import SOURCE, assemble_repository
 from build.step import Step
 from export import check_precision
 from internvl_triton.artifacts import Artifacts, LLMBuild, Manifest, Profile
-from internvl_triton.errors import ArtifactMismatch, BuildFailed, InternVLTritonError
+from internvl_triton.errors import (
+    ArtifactMismatch,
+    BuildFailed,
+    InternVLTritonError,
+    InvalidCheckpoint,
+)
 from internvl_triton.limits import Limits
 from internvl_triton.model_spec import ModelSpec
 
@@ -254,7 +259,13 @@ def _copy_tokenizer(checkpoint: Path, target: Path) -> None:
     """config.json and the tokenizer files, checked by loading them."""
     from internvl_triton.tokenizer import load_tokenizer
 
-    load_tokenizer(checkpoint)
+    found = len(load_tokenizer(checkpoint))
+    vocab_size = ModelSpec.from_checkpoint(checkpoint).llm.vocab_size
+    if found > vocab_size:
+        raise InvalidCheckpoint(
+            f"the tokenizer has {found} ids, and the language model {vocab_size} (vocab_size): "
+            "those beyond would select visual features; take the tokenizer of this checkpoint"
+        )
     temporary = target.with_name(target.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

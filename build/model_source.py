@@ -58,6 +58,11 @@ def _check_converted(name: str) -> None:
             f"MODEL={name!r} is in transformers' own format; use OpenGVLab's original one: "
             f"MODEL={name.removesuffix('-hf')}"
         )
+    if name.endswith("-AWQ"):
+        raise UnknownModel(
+            f"MODEL={name!r} is quantised already; use the unquantised one: "
+            f"MODEL={name.removesuffix('-AWQ')} PRECISION=int4_awq"
+        )
     if name in NOT_CONVERTED:
         raise UnknownModel(f"MODEL={name!r} cannot be converted: {NOT_CONVERTED[name]}")
     if name.startswith("InternVL3_5-"):

@@ -8,9 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from internvl_triton.model_spec import LLMSpec
+from internvl_triton.model_spec import LLMFamily, LLMSpec
 
 __all__ = ["trtllm_config"]
+
+# `trtllm-build` looks the class up by this name in `MODEL_MAP` (`tensorrt_llm/models/__init__.py`),
+# whose keys are transformers' names: its own LLaMAForCausalLM is none of them.
+ARCHITECTURES: dict[LLMFamily, str] = {
+    "qwen2": "Qwen2ForCausalLM",  # -> QWenForCausalLM
+    "internlm2": "InternLM2ForCausalLM",  # -> LLaMAForCausalLM
+}
 
 
 def trtllm_config(
@@ -35,7 +42,7 @@ def trtllm_config(
     max_position_embeddings, and 0.21 would scale the positions of the prompt but not the answer's.
     """
     config: dict[str, Any] = {
-        "architecture": "QWenForCausalLM" if spec.family == "qwen2" else "LLaMAForCausalLM",
+        "architecture": ARCHITECTURES[spec.family],
         "dtype": dtype,
         "logits_dtype": "float32",
         "hidden_size": spec.hidden_size,

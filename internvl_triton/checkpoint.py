@@ -7,6 +7,7 @@ and a weight is merged with its adapter when it is read.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ __all__ = ["Checkpoint"]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_DTYPES = ("BF16", "F16", "F32")  # safetensors' names
 
 
 class Checkpoint:
@@ -94,10 +96,9 @@ class Checkpoint:
         index = self.directory / _INDEX
         if index.is_file():
             try:
-                names = sorted(
-                    set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-                )
-            except (ValueError, KeyError, AttributeError) as error:
+                weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                names = sorted(set(weight_map.values()))
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise InvalidCheckpoint(f"{_INDEX} has no readable weight_map") from error
             missing = [name for name in names if not (self.directory / name).is_file()]
             if missing:
@@ -119,9 +120,10 @@ class Checkpoint:
         return list(self._stored)
 
     def check(self, expected: Shapes) -> None:
-        """Compare names and shapes with `expected`; extra tensors are allowed.
+        """Compare names, shapes and dtypes of the towers in `expected`; other towers are ignored.
 
-        Raises IncompleteCheckpoint naming missing tensors, InvalidCheckpoint a wrong shape.
+        Raises IncompleteCheckpoint naming missing tensors; InvalidCheckpoint naming weights that
+        config.json does not know, a wrong shape, or a dtype that is not a model's (quantised ones).
         """
         missing = [name for name in expected if name not in self._stored]
         if missing:
@@ -129,17 +131,45 @@ class Checkpoint:
                 f"{self.directory} lacks {len(missing)} of {len(expected)} tensors: "
                 f"{_some(missing)}"
             )
+        if unknown := self._unknown(expected):
+            raise InvalidCheckpoint(
+                f"{self.directory} has {len(unknown)} weights of which config.json knows nothing, "
+                f"so it describes another model: {_some(unknown)}"
+            )
         by_shard: dict[Path, list[str]] = {}
         for name in expected:
             by_shard.setdefault(self._file(name), []).append(name)
         for shard, names in by_shard.items():
             with safe_open(shard, framework="np") as opened:
                 for name in names:
-                    shape = tuple(opened.get_slice(self._stored[name].base).get_shape())
+                    stored = opened.get_slice(self._stored[name].base)
+                    shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
                     if shape != expected[name]:
                         raise InvalidCheckpoint(
                             f"{name} has shape {shape}; config.json implies {expected[name]}"
                         )
+                    if dtype not in _DTYPES:
+                        raise InvalidCheckpoint(
+                            f"{name} is stored as {dtype}; supported: {', '.join(_DTYPES)}, "
+                            "which an unquantised checkpoint has"
+                        )
+
+    def _unknown(self, expected: Shapes) -> list[str]:
+        """Weights of the same towers that `expected` lacks.
+
+        Buffers such as inv_freq are no weights. Vision layers behind the last expected one are
+        left out on purpose, by select_layer.
+        """
+        towers = {name.split(".")[0] for name in expected}
+        layers = {_vision_layer(name) for name in expected}
+        return [
+            name
+            for name in self._stored
+            if name not in expected
+            and name.split(".")[0] in towers
+            and name.endswith((".weight", ".bias", ".ls1", ".ls2"))
+            and _vision_layer(name) in layers
+        ]
 
     def dtype(self, name: str) -> str:
         """safetensors' dtype name: "BF16", "F16", "F32", ..."""
@@ -168,6 +198,12 @@ class Checkpoint:
             return self._file_of_tensor[self._stored[name].base]
         except KeyError:
             raise IncompleteCheckpoint(f"{self.directory} has no tensor {name!r}") from None
+
+
+def _vision_layer(name: str) -> str:
+    """ "vision_model.encoder.layers.3." of a name in that layer, "" of any other."""
+    found = re.match(r"vision_model\.encoder\.layers\.\d+\.", name)
+    return found[0] if found else ""
 
 
 def _some(names: Iterable[str], limit: int = 5) -> str:

@@ -8,10 +8,11 @@ config.json leaves out (such as `norm_type` in InternViT-6B's) means the class d
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from internvl_triton.errors import (
     IncompleteCheckpoint,
@@ -44,6 +45,45 @@ _OTHER_LLMS = {
 }
 TEMPLATES = ("internvl2_5", "Hermes-2", "internlm2-chat")
 _DTYPES = ("bfloat16", "float16", "float32")
+
+
+class _Section:
+    """One object of config.json whose values are checked as they are read.
+
+    An absent key takes `default`; without one it is an error. null is no value.
+    """
+
+    def __init__(self, name: str, values: Mapping[str, Any]) -> None:
+        self._name = name
+        self._values = values
+
+    def integer(self, key: str, default: int | None = None, *, minimum: int | None = 1) -> int:
+        value = self._get(key, default)
+        if type(value) is not int or (minimum is not None and value < minimum):
+            self._refuse(key, value, "an integer" + (f" >= {minimum}" if minimum else ""))
+        return int(value)
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """Above 0."""
+        value = self._get(key, default)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            self._refuse(key, value, "a number above 0")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            self._refuse(key, value, "true or false")
+        return bool(value)
+
+    def _get(self, key: str, default: Any) -> Any:
+        value = self._values.get(key, default)
+        if value is None and key not in self._values:
+            raise InvalidCheckpoint(f"{self._name} has no {key!r}")
+        return value
+
+    def _refuse(self, key: str, value: object, wanted: str) -> NoReturn:
+        raise InvalidCheckpoint(f"{self._name}: {key} is {value!r}; it must be {wanted}")
 
 
 def exact_div(numerator: int, denominator: int, what: str) -> int:
@@ -83,6 +123,7 @@ class VisionSpec:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, select_layer: int) -> VisionSpec:
+        section = _Section("vision_config", config)
         norm_type = config.get("norm_type", "rms_norm")
         if norm_type not in ("layer_norm", "rms_norm"):
             raise UnsupportedCheckpoint(
@@ -90,7 +131,7 @@ class VisionSpec:
             )
         _require_equal(config, "vision_config", "hidden_act", "gelu", default="gelu")
         _require_equal(config, "vision_config", "num_channels", 3, default=3)
-        total_layers = int(config.get("num_hidden_layers", 48))
+        total_layers = section.integer("num_hidden_layers", 48)
         # hidden_states has one entry before the first layer, so [-1] is after the last layer.
         num_layers = total_layers + 1 + select_layer if select_layer < 0 else select_layer
         if not 1 <= num_layers <= total_layers:
@@ -98,16 +139,16 @@ class VisionSpec:
                 f"select_layer {select_layer} is outside the {total_layers} vision layers"
             )
         return cls(
-            hidden_size=int(config.get("hidden_size", 3200)),
+            hidden_size=section.integer("hidden_size", 3200),
             num_layers=num_layers,
-            num_heads=int(config.get("num_attention_heads", 25)),
-            intermediate_size=int(config.get("intermediate_size", 12800)),
-            image_size=int(config.get("image_size", 224)),
-            patch_size=int(config.get("patch_size", 14)),
+            num_heads=section.integer("num_attention_heads", 25),
+            intermediate_size=section.integer("intermediate_size", 12800),
+            image_size=section.integer("image_size", 224),
+            patch_size=section.integer("patch_size", 14),
             norm_type=norm_type,
-            qk_normalization=bool(config.get("qk_normalization", True)),
-            qkv_bias=bool(config.get("qkv_bias", False)),
-            layer_norm_eps=float(config.get("layer_norm_eps", 1e-6)),
+            qk_normalization=section.flag("qk_normalization", True),
+            qkv_bias=section.flag("qkv_bias", False),
+            layer_norm_eps=section.number("layer_norm_eps", 1e-6),
         )
 
 
@@ -158,46 +199,47 @@ class LLMSpec:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> LLMSpec:
-        name = (config.get("architectures") or [config.get("model_type", "")])[0]
-        if name not in _FAMILIES:
+        section = _Section("llm_config", config)
+        architectures = config.get("architectures") or [config.get("model_type", "")]
+        name = architectures[0] if isinstance(architectures, list) else architectures
+        if not isinstance(name, str) or name not in _FAMILIES:
             why = f" ({_OTHER_LLMS[name]})" if name in _OTHER_LLMS else ""
             raise UnsupportedCheckpoint(
                 f"language model {name!r} is not supported{why}; "
                 "supported: Qwen2ForCausalLM, InternLM2ForCausalLM"
             )
         family = _FAMILIES[name]
-        if family == "internlm2" and config.get("bias", True):
+        if family == "internlm2" and section.flag("bias", True):
             raise UnsupportedCheckpoint(
                 "llm_config.bias is true (or absent, which means true) for InternLM2; "
                 "InternVL2.5 checkpoints have false"
             )
-        if family == "qwen2" and config.get("use_sliding_window", False):
+        if family == "qwen2" and section.flag("use_sliding_window", False):
             raise UnsupportedCheckpoint("llm_config.use_sliding_window true is not supported")
         _require_equal(config, "llm_config", "hidden_act", "silu", default="silu")
-        scaling = config.get("rope_scaling") or {}
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        # Dynamic NTK is the identity up to max_position_embeddings, which bounds max_seq_len here.
-        if kind not in ("default", "dynamic"):
-            raise UnsupportedCheckpoint(
-                f"llm_config.rope_scaling type {kind!r} is not supported; supported: null, dynamic"
-            )
-        hidden_size = int(_required(config, "hidden_size"))
-        num_heads = int(_required(config, "num_attention_heads"))
+        hidden_size = section.integer("hidden_size")
+        num_heads = section.integer("num_attention_heads")
+        num_kv_heads = num_heads
+        if config.get("num_key_value_heads") is not None:
+            num_kv_heads = section.integer("num_key_value_heads")
+            exact_div(num_heads, num_kv_heads, "llm_config: attention heads / key-value heads")
+        if config.get("head_dim") is None:
+            head_dim = exact_div(hidden_size, num_heads, "llm_config: hidden_size / heads")
+        else:
+            head_dim = section.integer("head_dim")
         return cls(
             family=family,
             hidden_size=hidden_size,
-            num_layers=int(_required(config, "num_hidden_layers")),
+            num_layers=section.integer("num_hidden_layers"),
             num_heads=num_heads,
-            num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
-            head_dim=int(
-                config.get("head_dim") or exact_div(hidden_size, num_heads, "llm hidden / heads")
-            ),
-            intermediate_size=int(_required(config, "intermediate_size")),
-            vocab_size=int(_required(config, "vocab_size")),
-            rope_theta=float(config.get("rope_theta", 10000.0)),
-            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-            max_position_embeddings=int(
-                config.get("max_position_embeddings", 32768 if family == "qwen2" else 2048)
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            intermediate_size=section.integer("intermediate_size"),
+            vocab_size=section.integer("vocab_size"),
+            rope_theta=_rope_theta(config),
+            norm_eps=section.number("rms_norm_eps", 1e-6),
+            max_position_embeddings=section.integer(
+                "max_position_embeddings", 32768 if family == "qwen2" else 2048
             ),
         )
 
@@ -249,6 +291,7 @@ class ModelSpec:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelSpec:
         """Raises UnsupportedCheckpoint (another architecture) or InvalidCheckpoint."""
+        top = _Section("config.json", config)
         model_type = config.get("model_type")
         if model_type == "internvl":
             raise UnsupportedCheckpoint(
@@ -270,12 +313,15 @@ class ModelSpec:
         for key in ("llm_config", "vision_config"):
             if not isinstance(config.get(key), Mapping):
                 raise InvalidCheckpoint(f"config.json has no {key!r}")
-        if config.get("pad2square", False):
+        _refuse_quantised(config)
+        if top.flag("pad2square", False):
             raise UnsupportedCheckpoint("config.json has pad2square=true, which is not supported")
         vision = VisionSpec.from_config(
-            config["vision_config"], select_layer=int(config.get("select_layer", -1))
+            config["vision_config"], select_layer=top.integer("select_layer", -1, minimum=None)
         )
-        forced = config.get("force_image_size") or vision.image_size
+        forced = vision.image_size
+        if config.get("force_image_size") is not None:
+            forced = top.integer("force_image_size")
         if forced != vision.image_size:
             raise UnsupportedCheckpoint(
                 f"force_image_size {forced} differs from vision_config.image_size "
@@ -289,16 +335,21 @@ class ModelSpec:
         ps_version = config.get("ps_version", "v1")
         if ps_version not in ("v1", "v2"):
             raise UnsupportedCheckpoint(f"ps_version {ps_version!r} is neither 'v1' nor 'v2'")
-        dynamic = bool(config.get("dynamic_image_size", False))
+        system_message = config.get("system_message")
+        if not isinstance(system_message, str | None):
+            raise InvalidCheckpoint(
+                f"config.json: system_message is {system_message!r}; it must be a text"
+            )
+        dynamic = top.flag("dynamic_image_size", False)
         spec = cls(
             vision=vision,
             llm=LLMSpec.from_config(config["llm_config"]),
             dtype=dtype,
-            downsample_ratio=float(config.get("downsample_ratio", 0.5)),
+            downsample_ratio=top.number("downsample_ratio", 0.5),
             ps_version=ps_version,
-            max_tiles=int(config.get("max_dynamic_patch", 6)) if dynamic else 1,
-            use_thumbnail=bool(config.get("use_thumbnail", False)),
-            system_message=config.get("system_message"),
+            max_tiles=top.integer("max_dynamic_patch", 6) if dynamic else 1,
+            use_thumbnail=top.flag("use_thumbnail", False),
+            system_message=system_message,
             template=template,
         )
         _ = spec.tokens_per_tile, vision.head_dim  # divisibility is checked here, once
@@ -314,13 +365,41 @@ class ModelSpec:
             config = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InvalidCheckpoint(f"{path} is not valid JSON: {error}") from error
+        if not isinstance(config, dict):
+            raise InvalidCheckpoint(f"{path} holds no JSON object: not a checkpoint's")
         return cls.from_config(config)
 
 
-def _required(config: Mapping[str, Any], key: str) -> Any:
-    if key not in config:
-        raise InvalidCheckpoint(f"llm_config has no {key!r}")
-    return config[key]
+def _rope_theta(config: Mapping[str, Any]) -> float:
+    """The base of the rotary embedding, where its scaling changes nothing.
+
+    transformers 5 saves base and scaling together as `rope_parameters`, earlier versions apart.
+    Dynamic NTK is the identity up to max_position_embeddings, which bounds max_seq_len here.
+    """
+    for key in ("rope_scaling", "rope_parameters"):
+        scaling = config.get(key) or {}
+        if not isinstance(scaling, Mapping):
+            raise InvalidCheckpoint(f"llm_config: {key} is {scaling!r}; it must be an object")
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        if kind not in ("default", "dynamic"):
+            raise UnsupportedCheckpoint(
+                f"llm_config.{key} type {kind!r} is not supported; supported: null, dynamic"
+            )
+    together = config.get("rope_parameters") or {}
+    if "rope_theta" in together:
+        return _Section("llm_config.rope_parameters", together).number("rope_theta")
+    return _Section("llm_config", config).number("rope_theta", 10000.0)
+
+
+def _refuse_quantised(config: Mapping[str, Any]) -> None:
+    """Raise UnsupportedCheckpoint for weights that somebody has quantised already."""
+    for section in (config, config["llm_config"]):
+        if quantised := section.get("quantization_config"):
+            method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
+            raise UnsupportedCheckpoint(
+                f"the checkpoint is quantised already ({method}); use the unquantised one, and "
+                "PRECISION=int8, int4, int4_awq, fp8 or int8_sq to quantise it"
+            )
 
 
 def _require_equal(

@@ -129,13 +129,21 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 def _added_tokens(directory: Path, config: dict[str, Any]) -> tuple[dict[str, int], set[str]]:
     added: dict[str, int] = dict(_read_json(directory / "added_tokens.json", default={}))
     special = set(added)
-    for index, entry in config.get("added_tokens_decoder", {}).items():
-        content = entry["content"]
-        added[content] = int(index)
-        if entry.get("special", False):
-            special.add(content)
-        else:
-            special.discard(content)
+    try:
+        for index, entry in config.get("added_tokens_decoder", {}).items():
+            content = entry["content"]
+            added[content] = int(index)
+            if entry.get("special", False):
+                special.add(content)
+            else:
+                special.discard(content)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InvalidCheckpoint(
+            f"tokenizer_config.json has no readable added_tokens_decoder: {error!r}"
+        ) from error
+    for content, index in added.items():
+        if type(index) is not int or index < 0:
+            raise InvalidCheckpoint(f"the added token {content!r} has id {index!r}: not an id")
     return added, special
 
 
@@ -147,9 +155,14 @@ def _byte_level(
     from tokenizers.models import BPE
 
     vocab = _read_json(directory / "vocab.json")
-    lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    fast = FastTokenizer(BPE(vocab=vocab, merges=merges))  # type: ignore[arg-type]
+    try:
+        lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
+        merges = [tuple(line.split(" ")) for line in lines if line and line[:8] != "#version"]
+        fast = FastTokenizer(BPE(vocab=vocab, merges=merges))  # type: ignore[arg-type]
+    except Exception as error:  # tokenizers has none of its own
+        raise InvalidCheckpoint(
+            f"vocab.json and merges.txt are not a byte-level BPE: {_first_line(error)}"
+        ) from error
     fast.normalizer = normalizers.NFC()
     fast.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -172,7 +185,10 @@ def _fast(
         if entry.get("special", False):
             special.add(entry["content"])
     # Without its added tokens the tokenizer cannot find them in text.
-    fast = FastTokenizer.from_str(json.dumps({**described, "added_tokens": []}))
+    try:
+        fast = FastTokenizer.from_str(json.dumps({**described, "added_tokens": []}))
+    except Exception as error:  # tokenizers has none of its own
+        raise InvalidCheckpoint(f"{path.name} is not a tokenizer: {_first_line(error)}") from error
     pieces = {index: byte_level_bytes(token) for token, index in fast.get_vocab().items()}
     return _from_fast(fast, pieces, config, added, special)
 
@@ -246,10 +262,17 @@ def _token_text(value: Any) -> str:
     return str(value.get("content", "")) if isinstance(value, dict) else str(value or "")
 
 
-def _read_json(path: Path, *, default: Any = None) -> Any:
+def _read_json(path: Path, *, default: dict[str, Any] | None = None) -> dict[str, Any]:
     if default is not None and not path.is_file():
         return default
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InvalidCheckpoint(f"{path.name} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise InvalidCheckpoint(f"{path.name} holds no JSON object")
+    return values
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -95,7 +95,8 @@ class Reference:
             question.text,
             [len(part) for part in tiles],
             num_image_token=spec.tokens_per_tile,
-            **({} if spec.system_message is None else {"system": spec.system_message}),
+            template=spec.template,
+            system=spec.system_message,
         )
         ids = reference_ids(checkpoint, prompt)
         size = spec.tile_size

@@ -24,6 +24,14 @@ __all__ = [
 
 SYSTEM_MESSAGE = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"  # noqa: E501, RUF001
 
+# template of config.json -> (system message, sep), of `internvl/conversation.py`
+_INTERNVL2_SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"  # noqa: E501, RUF001
+_TEMPLATES = {
+    "internvl2_5": (SYSTEM_MESSAGE, "<|im_end|>\n"),
+    "Hermes-2": (_INTERNVL2_SYSTEM, "<|im_end|>"),
+    "internlm2-chat": (_INTERNVL2_SYSTEM, "<|im_end|>"),
+}
+
 
 def find_closest_aspect_ratio(
     width: int, height: int, *, max_num: int = 12, image_size: int = 448
@@ -74,11 +82,15 @@ def reference_prompt(
     num_patches_list: Sequence[int] = (),
     *,
     num_image_token: int = 256,
-    system: str = SYSTEM_MESSAGE,
+    template: str = "internvl2_5",
+    system: str | None = None,
 ) -> str:
-    """The one string that `chat()` tokenizes, placeholders replaced left to right."""
-    sep = "<|im_end|>\n"
-    text = f"<|im_start|>system\n{system}{sep}"
+    """The one string that `chat()` tokenizes, placeholders replaced left to right.
+
+    system: None is the template's.
+    """
+    system_message, sep = _TEMPLATES[template]
+    text = f"<|im_start|>system\n{system_message if system is None else system}{sep}"
     for asked, answered in history:
         text += f"<|im_start|>user\n{asked}{sep}<|im_start|>assistant\n{answered}{sep}"
     text += f"<|im_start|>user\n{question}{sep}<|im_start|>assistant\n"

@@ -1,5 +1,7 @@
 """A checkpoint as transformers' own InternVL port runs it: fp32, eager attention, on the CPU.
 
+One that was trained with LoRA is merged as peft does it, W + lora_alpha / r * B A in W's dtype.
+
 It shares no arithmetic with what it judges: config.json is read here, weights are mapped from the
 original names, and the port equals OpenGVLab's `modeling_internvl_chat.py` bit for bit in fp32.
 """
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from internvl_triton.errors import InvalidCheckpoint
+from internvl_triton.errors import InvalidCheckpoint, UnsupportedCheckpoint
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +51,7 @@ _VISION_NAMES = [
     (r"^mlp1\.1\.", "model.multi_modal_projector.linear_1."),
     (r"^mlp1\.3\.", "model.multi_modal_projector.linear_2."),
 ]
+LORA_SCALE = 2  # lora_alpha / r of `wrap_llm_lora` and `wrap_backbone_lora`
 _INTERNLM2_NAMES = {
     "attention.wo": "self_attn.o_proj",
     "feed_forward.w1": "mlp.gate_proj",
@@ -79,7 +82,8 @@ class Port:
     streamed: hold one matrix in memory at a time and read it from the checkpoint whenever it is
     used, for models that do not fit; otherwise everything is loaded, at 4 bytes a parameter.
 
-    Raises InvalidCheckpoint when its tensors are not those of the port.
+    Raises UnsupportedCheckpoint for what the port cannot do, InvalidCheckpoint when the tensors
+    are not those of the port.
     """
 
     def __init__(
@@ -89,6 +93,12 @@ class Port:
         from transformers import InternVLForConditionalGeneration
 
         config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+        for key, default, only in (("ps_version", "v1", "v2"), ("select_layer", -1, -1)):
+            if config.get(key, default) != only:
+                raise UnsupportedCheckpoint(
+                    f"transformers' InternVL port has {key} {only!r} only; config.json has "
+                    f"{config.get(key, default)!r}, so there is no reference"
+                )
         self.image_token_id = _added_tokens(checkpoint).get("<IMG_CONTEXT>", 1)
         self._llm = config["llm_config"]
         self._weights = weights or (lambda _, tensor: tensor.float())
@@ -100,6 +110,7 @@ class Port:
         language_model = self.model.model.language_model
         # Its frequencies are computed when it is made, not loaded.
         language_model.rotary_emb = type(language_model.rotary_emb)(port_config.text_config)
+        self._adapters: dict[str, Path] = {}
         self._sources = self._find_sources(checkpoint)
         if streamed:
             for name, module in self.model.named_modules():
@@ -163,7 +174,10 @@ class Port:
         for shard in sorted(checkpoint.glob("*.safetensors")):
             with safe_open(shard, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 (not a dict)
-                    found.update(dict.fromkeys(_port_names(name), (shard, name)))
+                    if ".lora_" in name:
+                        self._adapters[name] = shard
+                    else:
+                        found.update(dict.fromkeys(_port_names(_plain(name)), (shard, name)))
         wanted = self.model.state_dict().keys()
         if found.keys() != wanted:
             different = sorted(found.keys() ^ wanted)
@@ -177,9 +191,15 @@ class Port:
         """One parameter of the port, float32."""
         from safetensors import safe_open
 
-        shard, name = self._sources[target]
+        shard, stored = self._sources[target]
         with safe_open(shard, framework="pt") as opened:
-            tensor = opened.get_tensor(name)
+            tensor = opened.get_tensor(stored)
+        module = stored.removesuffix(".weight").removesuffix(".base_layer")
+        halves = [f"{module}.lora_{letter}.default.weight" for letter in "BA"]
+        if stored.endswith(".weight") and halves[0] in self._adapters:
+            b, a = (self._read_adapter(half) for half in halves)
+            tensor = (tensor.float() + LORA_SCALE * b @ a).to(tensor.dtype)
+        name = _plain(stored)
         targets = _port_names(name)
         whole = self._weights(name, tensor)
         if len(targets) == 1:
@@ -194,6 +214,12 @@ class Port:
         grouped = whole.view(kv, groups + 2, head_dim, -1)
         q, k, v = grouped[:, :groups], grouped[:, -2], grouped[:, -1]
         return (q, k, v)[part].reshape(-1, whole.shape[1])
+
+    def _read_adapter(self, name: str) -> torch.Tensor:
+        from safetensors import safe_open
+
+        with safe_open(self._adapters[name], framework="pt") as opened:
+            return opened.get_tensor(name).float()
 
     def _stream(self, name: str, module: torch.nn.Module) -> None:
         """Let a module read its own parameters when it is called and drop them afterwards."""
@@ -225,10 +251,12 @@ def pixel_values(tiles: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def _port_config(config: dict[str, Any], image_token_id: int) -> Any:
+    """The port's configuration; an absent key takes the default of the original's class."""
     from transformers import InternVLConfig, InternVLVisionConfig, LlamaConfig, Qwen2Config
 
     vision, llm = config["vision_config"], config["llm_config"]
-    internlm2 = llm["architectures"][0] == "InternLM2ForCausalLM"
+    internlm2 = llm["model_type"] == "internlm2"
+    rope = llm.get("rope_parameters") or llm  # transformers 5 saves rope_theta in it
     text_class: Any = LlamaConfig if internlm2 else Qwen2Config
     port_config = InternVLConfig(
         vision_config=InternVLVisionConfig(
@@ -236,9 +264,9 @@ def _port_config(config: dict[str, Any], image_token_id: int) -> Any:
             num_hidden_layers=vision["num_hidden_layers"],
             num_attention_heads=vision["num_attention_heads"],
             intermediate_size=vision["intermediate_size"],
-            attention_bias=vision["qkv_bias"],
-            use_qk_norm=vision["qk_normalization"],
-            norm_type=vision.get("norm_type", "rms_norm"),  # InternVisionConfig's default
+            attention_bias=vision.get("qkv_bias", False),
+            use_qk_norm=vision.get("qk_normalization", True),
+            norm_type=vision.get("norm_type", "rms_norm"),
             layer_norm_eps=vision.get("layer_norm_eps", 1e-6),
             image_size=[vision["image_size"]] * 2,
             patch_size=[vision["patch_size"]] * 2,
@@ -254,9 +282,9 @@ def _port_config(config: dict[str, Any], image_token_id: int) -> Any:
             head_dim=llm["hidden_size"] // llm["num_attention_heads"],
             intermediate_size=llm["intermediate_size"],
             vocab_size=llm["vocab_size"],
-            rms_norm_eps=llm["rms_norm_eps"],
-            max_position_embeddings=llm["max_position_embeddings"],
-            rope_parameters={"rope_type": "default", "rope_theta": llm["rope_theta"]},
+            rms_norm_eps=llm.get("rms_norm_eps", 1e-6),
+            max_position_embeddings=llm.get("max_position_embeddings", 32768),
+            rope_parameters={"rope_type": "default", "rope_theta": rope.get("rope_theta", 1e4)},
             tie_word_embeddings=False,
         ),
         image_token_id=image_token_id,
@@ -265,6 +293,11 @@ def _port_config(config: dict[str, Any], image_token_id: int) -> Any:
     )
     port_config._attn_implementation = "eager"
     return port_config
+
+
+def _plain(name: str) -> str:
+    """A tensor's name without what peft puts into it."""
+    return name.replace(".base_model.model.", ".", 1).replace(".base_layer.", ".")
 
 
 def _port_names(name: str) -> list[str]:

@@ -42,8 +42,10 @@ def stored_weights(precision: str, *, stored: str, tp_size: int) -> Weights:
     """
     if precision not in (*_TORCH_DTYPES, *BITS):
         raise BuildFailed(
-            f"precision {precision!r} cannot be verified: its weights have no reference here; "
-            f"those of {', '.join((*_TORCH_DTYPES, *BITS))} have"
+            f"precision {precision!r} cannot be verified: calibration changes what the model "
+            "computes, so no limit tells right from wrong. What can be verified: "
+            f"{', '.join((*_TORCH_DTYPES, *BITS))}. What calibration costs is measured by asking "
+            "both services the same questions: make accuracy SERVER=... OUTPUT=... COMPARE=..."
         )
     bits = BITS.get(precision)
 

@@ -30,8 +30,8 @@ __all__ = ["LayerWeights", "RankWeights", "load_ranks"]
 Array = NDArray[np.float32]
 
 _FAMILIES: dict[str, LLMFamily] = {
-    "QWenForCausalLM": "qwen2",
-    "LLaMAForCausalLM": "internlm2",
+    "Qwen2ForCausalLM": "qwen2",
+    "InternLM2ForCausalLM": "internlm2",
 }
 # What this engine does not compute; another value would silently give another model.
 _SUPPORTED: dict[str, Any] = {

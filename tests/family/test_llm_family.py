@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -89,7 +88,7 @@ def check_ranks(directory: Path, llm: dict[str, Any], tp_size: int) -> None:
         assert data_bytes == num_bytes(expected)
     config = json.loads((directory / "config.json").read_text())
     qwen2 = llm["model_type"] == "qwen2"
-    assert config["architecture"] == ("QWenForCausalLM" if qwen2 else "LLaMAForCausalLM")
+    assert config["architecture"] == ("Qwen2ForCausalLM" if qwen2 else "InternLM2ForCausalLM")
     assert (config["dtype"], config["mapping"]["tp_size"]) == ("bfloat16", tp_size)
     assert config["mapping"]["world_size"] == tp_size
     for ours, theirs in (
@@ -120,34 +119,28 @@ def test_the_table_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("name", "tp_size"), splits(("InternVL2_5-1B", 2)))
-def test_two_layers_at_every_tp_size(name: str, tp_size: int, tmp_path: Path) -> None:
+def test_two_layers_at_every_tp_size(name: str, tp_size: int, scratch: Path) -> None:
     config = published_config(name, vision_layers=1, llm_layers=2)
-    checkpoint = write_random_checkpoint(tmp_path / "c", config, zeros=True, tokenizer=False)
-    try:
-        output = export_llm(checkpoint, tmp_path / "llm", tp_size=tp_size, progress=False)
-        check_ranks(output, config["llm_config"], tp_size)
-    finally:
-        shutil.rmtree(tmp_path / "llm", ignore_errors=True)  # up to 26 GB
+    checkpoint = write_random_checkpoint(scratch / "c", config, zeros=True, tokenizer=False)
+    output = export_llm(checkpoint, scratch / "llm", tp_size=tp_size, progress=False)
+    check_ranks(output, config["llm_config"], tp_size)
 
 
 @pytest.mark.parametrize("name", sizes(of=("InternVL2_5-1B", "InternVL2_5-2B")))
-def test_a_whole_model_is_built_end_to_end(name: str, tmp_path: Path) -> None:
+def test_a_whole_model_is_built_end_to_end(name: str, scratch: Path) -> None:
     """All layers, random weights, all steps of `make engines`; what is built can be served."""
     config = published_config(name)
     llm = config["llm_config"]
-    try:
-        checkpoint = write_random_checkpoint(tmp_path / name, config, tokenizer=False, shards=2)
-        write_tiny_tokenizer(checkpoint, family=llm["model_type"], vocab_size=5000)
-        artifacts = build_engines(
-            str(checkpoint),
-            tp_size=2,
-            profile="cpu",
-            artifacts_dir=tmp_path / "artifacts",
-            progress=False,
-        )
-        build = LLMBuild("bf16", 2)
-        check_servable(artifacts, build)
-        check_ranks(artifacts.llm_checkpoint(build), llm, 2)
-        assert PUBLISHED_MODELS[name][1]["num_hidden_layers"] == 24
-    finally:
-        shutil.rmtree(tmp_path, ignore_errors=True)
+    checkpoint = write_random_checkpoint(scratch / name, config, tokenizer=False, shards=2)
+    write_tiny_tokenizer(checkpoint, family=llm["model_type"], vocab_size=5000)
+    artifacts = build_engines(
+        str(checkpoint),
+        tp_size=2,
+        profile="cpu",
+        artifacts_dir=scratch / "artifacts",
+        progress=False,
+    )
+    build = LLMBuild("bf16", 2)
+    check_servable(artifacts, build)
+    check_ranks(artifacts.llm_checkpoint(build), llm, 2)
+    assert PUBLISHED_MODELS[name][1]["num_hidden_layers"] == 24

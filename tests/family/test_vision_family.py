@@ -38,10 +38,10 @@ def checkpoint_of(folder: Path, name: str, layers: int) -> Path:
 
 
 @pytest.mark.parametrize("name", sizes("InternVL2_5-1B"))
-def test_two_layers_of_true_width_in_onnx_runtime(name: str, tmp_path: Path) -> None:
+def test_two_layers_of_true_width_in_onnx_runtime(name: str, scratch: Path) -> None:
     vision, llm = PUBLISHED_MODELS[name]
-    checkpoint = checkpoint_of(tmp_path, name, layers=2)
-    path = export_vision(checkpoint, tmp_path / "vision", progress=False)
+    checkpoint = checkpoint_of(scratch, name, layers=2)
+    path = export_vision(checkpoint, scratch / "vision", progress=False)
     width, hidden = vision["hidden_size"], llm["hidden_size"]
     outside = width * (1 + 3 * 14 * 14 + 1 + 1025)  # class token, patches, their bias, positions
     projector = 2 * 4 * width + (4 * width + 1) * hidden + (hidden + 1) * hidden
@@ -61,11 +61,11 @@ def test_two_layers_of_true_width_in_onnx_runtime(name: str, tmp_path: Path) -> 
 
 @pytest.mark.family
 @pytest.mark.parametrize("name", PUBLISHED_MODELS, ids=[name[12:] for name in PUBLISHED_MODELS])
-def test_tensorrt_compiles_it(name: str, tmp_path: Path) -> None:
+def test_tensorrt_compiles_it(name: str, scratch: Path) -> None:
     """InternViT-300M with all its 24 layers, InternViT-6B with 2 of 45."""
     layers = 24 if PUBLISHED_MODELS[name][0]["hidden_size"] == 1024 else 2
-    checkpoint = checkpoint_of(tmp_path, name, layers)
-    path = export_vision(checkpoint, tmp_path / "vision", progress=False)
+    checkpoint = checkpoint_of(scratch, name, layers)
+    path = export_vision(checkpoint, scratch / "vision", progress=False)
     report = check_engine(path, compute_capabilities=("SM80", "SM89"), max_tiles=13, progress=False)
     assert report.compute_capabilities == ("SM80", "SM89")
     assert report.num_layers > 40 * layers

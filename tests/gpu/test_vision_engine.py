@@ -1,4 +1,4 @@
-"""The compiled vision engine against transformers in fp32."""
+"""The compiled vision engine against PyTorch in fp32."""
 
 from __future__ import annotations
 
@@ -21,13 +21,11 @@ MIN_COSINE = 0.999
 
 
 @pytest.fixture(scope="module", params=["300m", "6b"])
-def engine_and_oracle(request, tmp_path_factory, machine: Machine):
-    """The engine on all GPUs, and transformers with the same weights."""
-    pytest.importorskip("transformers")
+def engine_and_checkpoint(request, tmp_path_factory, machine: Machine):
+    """The engine on all GPUs, and what it was made from."""
     from build.vision_plan import build_vision_plan
     from export import export_vision
     from internvl_triton.tensorrt_vision_engine import TensorrtVisionEngine
-    from tests.oracle import Oracle
 
     folder: Path = tmp_path_factory.mktemp(f"gpu_{request.param}")
     config = tiny_config("qwen2", request.param, vision_layers=4)
@@ -37,16 +35,18 @@ def engine_and_oracle(request, tmp_path_factory, machine: Machine):
     limits = Limits.for_model(ModelSpec.from_config(config))
     build_vision_plan(onnx_path, plan_path, limits=limits, machine=machine, progress=False)
     engine = TensorrtVisionEngine.load(plan_path, num_gpus=len(machine.gpus), table_dtype="BF16")
-    return engine, Oracle(checkpoint)
+    return engine, checkpoint
 
 
 @pytest.mark.parametrize("num_tiles", [1, 2, 13, 26, 31])
-def test_features_are_those_of_transformers(engine_and_oracle, num_tiles: int) -> None:
-    engine, oracle = engine_and_oracle
+def test_features_are_those_of_pytorch(engine_and_checkpoint, num_tiles: int) -> None:
+    from tests.gpu.pytorch_vit import visual_features
+
+    engine, checkpoint = engine_and_checkpoint
     random = np.random.default_rng(num_tiles)
     tiles = random.integers(0, 256, (num_tiles, 448, 448, 3), dtype=np.uint8)
     found = engine.encode(tiles).float().cpu().numpy()
-    expected = oracle.visual_features(tiles)
+    expected = visual_features(checkpoint, tiles)
     assert found.shape == expected.shape
     lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
     assert ((found * expected).sum(axis=1) / lengths).min() > MIN_COSINE
@@ -54,8 +54,8 @@ def test_features_are_those_of_transformers(engine_and_oracle, num_tiles: int) -
     assert error < MAX_RELATIVE_ERROR
 
 
-def test_tiles_do_not_depend_on_their_neighbours(engine_and_oracle) -> None:
-    engine, _ = engine_and_oracle
+def test_tiles_do_not_depend_on_their_neighbours(engine_and_checkpoint) -> None:
+    engine, _ = engine_and_checkpoint
     tiles = np.random.default_rng(7).integers(0, 256, (5, 448, 448, 3), dtype=np.uint8)
     together = engine.encode(tiles).float().cpu().numpy()
     alone = np.concatenate([engine.encode(tile[None]).float().cpu().numpy() for tile in tiles])

@@ -284,7 +284,7 @@ def edit_config(directory: Path, **changes: object) -> None:
     [
         ({"rotary_scaling": {"type": "dynamic", "factor": 2.0}}, "executes None only"),
         ({"use_parallel_embedding": True}, "use_parallel_embedding=True"),
-        ({"architecture": "MedusaForCausalLM"}, "executes QWenForCausalLM, LLaMAForCausalLM"),
+        ({"architecture": "MedusaForCausalLM"}, "executes Qwen2ForCausalLM, InternLM2"),
         ({"vocab_size": 1285}, r"shape \(1283, .*config.json implies \(1285,"),
         ({"num_hidden_layers": 3}, r"lacks .* such as transformer\.layers\.2\."),
         ({"mapping": {"tp_size": 4, "world_size": 4}}, "config.json implies|lacks"),

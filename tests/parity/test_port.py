@@ -10,6 +10,7 @@ from build.parity.stored_weights import stored_weights
 from internvl_triton.errors import BuildFailed, InvalidCheckpoint
 from internvl_triton.random_checkpoint import tiny_config, write_random_checkpoint
 from tests.oracle import Oracle, torch
+from tests.unit.test_lora import wrap
 
 FAMILIES = [("qwen2", "300m"), ("internlm2", "6b")]
 
@@ -41,6 +42,22 @@ def test_an_image_token_in_the_answer_is_a_token(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = port.model(inputs_embeds=embedded).logits[0].numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "vit"), FAMILIES)
+@pytest.mark.parametrize("base_layer", ["base_layer.", ""])
+def test_lora_is_merged(family: str, vit: str, base_layer: str, tmp_path: Path) -> None:
+    checkpoint = write_random_checkpoint(tmp_path / "c", tiny_config(family, vit))
+    towers = "language_model vision_model"
+    folder = wrap(checkpoint, tmp_path / "w", family, towers=towers, base_layer=base_layer)
+    tiles = np.random.default_rng(0).integers(0, 256, (1, 448, 448, 3), np.uint8)
+    found, expected, untrained = (
+        port.forward([5, *[port.image_token_id] * 256, 7], [8], tiles, [257, 258])
+        for port in (Oracle(folder / "lora"), Oracle(folder / "plain"), Oracle(checkpoint))
+    )
+    np.testing.assert_allclose(found.features, expected.features, atol=1e-3)
+    np.testing.assert_allclose(found.logits, expected.logits, atol=1e-2)
+    assert np.abs(untrained.logits - expected.logits).max() > 0.1
 
 
 def test_other_tensors_than_the_ports_are_refused(tmp_path: Path) -> None:

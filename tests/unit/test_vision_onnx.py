@@ -279,7 +279,7 @@ def test_wrong_shapes_types_and_architectures_are_refused(towers, tmp_path):
     weights["mlp1.3.bias"] = weights["mlp1.3.bias"].astype(np.int8)
     integer = with_config(directory, tmp_path / "integer", lambda config: None)
     save_file(weights, integer / "model.safetensors")
-    with pytest.raises(InvalidCheckpoint, match=r"mlp1\.3\.bias is stored as int8; supported"):
+    with pytest.raises(InvalidCheckpoint, match=r"mlp1\.3\.bias is stored as I8; supported"):
         export_vision(integer, tmp_path / "vision", progress=False)
 
     other = with_config(directory, tmp_path / "other", lambda c: c.update(model_type="llava"))

@@ -27,6 +27,8 @@ CHANNEL_ARGS = [
     ("grpc.max_receive_message_length", -1),
     # gRPC's own is two minutes: so long a client would not see that the server is back.
     ("grpc.max_reconnect_backoff_ms", 2000),
+    # Else a new client waits out the backoff of an old one to the same address, and fails at once.
+    ("grpc.use_local_subchannel_pool", 1),
 ]
 # How Triton's batcher and TensorRT-LLM's executor (`Executor::Impl::enqueueRequests`) refuse.
 QUEUE_FULL = ("Exceeds maximum queue size", "Maximum queue size of")

@@ -22,14 +22,6 @@ __all__ = ["GrpcTransport", "stop_inputs"]
 
 LINGER_S = 5.0
 READY_TIMEOUT_S = 5.0
-CHANNEL_ARGS = [
-    ("grpc.max_send_message_length", -1),  # the server has no limit either
-    ("grpc.max_receive_message_length", -1),
-    # gRPC's own is two minutes: so long a client would not see that the server is back.
-    ("grpc.max_reconnect_backoff_ms", 2000),
-    # Else a new client waits out the backoff of an old one to the same address, and fails at once.
-    ("grpc.use_local_subchannel_pool", 1),
-]
 # How Triton's batcher and TensorRT-LLM's executor (`Executor::Impl::enqueueRequests`) refuse.
 QUEUE_FULL = ("Exceeds maximum queue size", "Maximum queue size of")
 Tensors = dict[str, NDArray[Any]]
@@ -48,7 +40,7 @@ class GrpcTransport:
         from tritonclient.grpc import aio
 
         self.url = url
-        self._client = aio.InferenceServerClient(url, channel_args=CHANNEL_ARGS)
+        self._client = aio.InferenceServerClient(url)
         self._abandoned: set[asyncio.Task[None]] = set()
 
     async def stream(

@@ -69,21 +69,23 @@ class AnswerText:
 def next_chunk(
     response: dict[str, NDArray[Any]], text: AnswerText, answer: Answer, *, top_logprobs: int = 0
 ) -> Chunk:
-    """One response of the ensemble as a chunk, added to `answer`.
+    """One response of the ensemble as a chunk, added to `answer`. Log-probs can be missing.
 
     top_logprobs: how many alternatives were asked for; the server sends more.
     """
     data = b"".join(response[contract.TEXT_OUTPUT.name].reshape(-1).tolist())
+
+    def rows(tensor: contract.Tensor) -> list[Any]:
+        return response[tensor.name].tolist() if tensor.name in response else []
+
     chunk = Chunk(
         text=text.feed(data),
         token_ids=tuple(response[contract.ANSWER_IDS.name].reshape(-1).tolist()),
-        log_probs=tuple(response[contract.LOG_PROBS.name].reshape(-1).tolist()),
+        log_probs=tuple(rows(contract.LOG_PROBS)),
         top_log_probs=tuple(
             dict(zip(ids[:top_logprobs], values[:top_logprobs], strict=True))
             for ids, values in zip(
-                response[contract.TOP_TOKEN_IDS.name].tolist(),
-                response[contract.TOP_LOG_PROBS.name].tolist(),
-                strict=True,
+                rows(contract.TOP_TOKEN_IDS), rows(contract.TOP_LOG_PROBS), strict=True
             )
         ),
     )

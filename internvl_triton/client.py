@@ -91,8 +91,13 @@ class RequestCost:
 class Transport(Protocol):
     """What the client needs of a connection. `FakeTransport` in the tests is the other one."""
 
-    def stream(self, tensors: Tensors, request_id: str, timeout_s: float) -> AsyncIterator[Tensors]:
-        """Responses of the ensemble. Closing the iterator closes the stream."""
+    def stream(
+        self, tensors: Tensors, request_id: str, timeout_s: float, outputs: Sequence[str] = ()
+    ) -> AsyncIterator[Tensors]:
+        """Responses of the ensemble, with the named outputs only; () is all of them.
+
+        Closing the iterator closes the stream.
+        """
 
     async def infer(
         self, model: str, tensors: Tensors, outputs: Sequence[str], timeout_s: float
@@ -297,7 +302,8 @@ class AsyncClient:
         text = AnswerText()
         sent = time.perf_counter()
         finished = stopped = False
-        responses = self._transport.stream(tensors, request_id, deadline_s)
+        outputs = wanted_outputs(sampling)
+        responses = self._transport.stream(tensors, request_id, deadline_s, outputs)
         try:
             bounded = _until(responses, sent + deadline_s, deadline_s)
             async with contextlib.aclosing(bounded):
@@ -447,31 +453,53 @@ def request_tensors(
     return tensors
 
 
+def wanted_outputs(sampling: dict[str, Any]) -> list[str]:
+    """The ensemble's outputs that such an answer needs: every other one costs each token time."""
+    tensors = [
+        contract.TEXT_OUTPUT,
+        contract.ANSWER_IDS,
+        contract.NUM_INPUT_TOKENS,
+        contract.STOPPED,
+        contract.ERROR,
+    ]
+    if sampling.get("logprobs"):
+        tensors.append(contract.LOG_PROBS)
+    if sampling.get("top_logprobs"):
+        tensors += [contract.TOP_TOKEN_IDS, contract.TOP_LOG_PROBS]
+    return [tensor.name for tensor in tensors]
+
+
 async def _until(
     responses: AsyncIterator[Tensors], deadline: float, timeout_s: float
 ) -> AsyncGenerator[Tensors, None]:
     """Each response, or RequestTimedOut once `deadline` (time.perf_counter()) has passed."""
-    pending: asyncio.Future[Tensors] | None = None
+    # One task for the whole stream and one timer, not a task and a timer for every token.
+    arrived: asyncio.Queue[Tensors | BaseException | None] = asyncio.Queue()
+
+    async def pump() -> None:
+        try:
+            async for response in responses:
+                arrived.put_nowait(response)
+        except Exception as error:  # noqa: BLE001 - raised again below
+            arrived.put_nowait(error)
+        else:
+            arrived.put_nowait(None)
+
+    late = RequestTimedOut(
+        f"no complete answer within {timeout_s:g} s; raise timeout_s, or lower max_tokens"
+    )
+    left = max(0.0, deadline - time.perf_counter())
+    timer = asyncio.get_running_loop().call_later(left, arrived.put_nowait, late)
+    reader = asyncio.create_task(pump())
     try:
-        while True:
-            pending = asyncio.ensure_future(_next(responses))
-            # Not wait_for: before Python 3.12 it loses a cancel that comes with a response.
-            left = max(0.0, deadline - time.perf_counter())
-            done, _ = await asyncio.wait([pending], timeout=left)
-            if not done:
-                raise RequestTimedOut(
-                    f"no complete answer within {timeout_s:g} s; raise timeout_s, or lower "
-                    "max_tokens"
-                )
-            try:
-                response = pending.result()
-            except StopAsyncIteration:
-                return
+        while (response := await arrived.get()) is not None:
+            if isinstance(response, BaseException):
+                raise response
             yield response
     finally:
-        if pending is not None:
-            pending.cancel()
-            await asyncio.gather(pending, return_exceptions=True)
+        timer.cancel()
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
         await _close(responses)
 
 

@@ -56,21 +56,23 @@ def fake_response(
 class FakeTransport:
     """Plays a script: responses, exceptions to raise, and floats to wait for, in seconds.
 
-    requests and stopped record what the client sent.
+    requests, outputs and stopped record what the client sent.
     """
 
     def __init__(self, script: Sequence[Tensors | Exception | float], **parameters: str) -> None:
         self.script = list(script)
         self.requests: list[tuple[str, Tensors]] = []
+        self.outputs: list[tuple[str, ...]] = []
         self.stopped: list[str] = []
         self.closed_streams = 0
         self.ready = True
         self._parameters = {**PARAMETERS, **parameters}
 
     async def stream(
-        self, tensors: Tensors, request_id: str, timeout_s: float
+        self, tensors: Tensors, request_id: str, timeout_s: float, outputs: Sequence[str] = ()
     ) -> AsyncIterator[Tensors]:
         self.requests.append((request_id, tensors))
+        self.outputs.append(tuple(outputs))
         try:
             for item in self.script:
                 if isinstance(item, Exception):
@@ -78,7 +80,7 @@ class FakeTransport:
                 if isinstance(item, float):
                     await asyncio.sleep(item)
                 else:
-                    yield item
+                    yield {name: item[name] for name in outputs or item}
         finally:
             self.closed_streams += 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -44,10 +45,14 @@ class GrpcTransport:
         self._abandoned: set[asyncio.Task[None]] = set()
 
     async def stream(
-        self, tensors: Tensors, request_id: str, timeout_s: float
+        self, tensors: Tensors, request_id: str, timeout_s: float, outputs: Sequence[str] = ()
     ) -> AsyncIterator[Tensors]:
+        from tritonclient.grpc import InferRequestedOutput
+
         responses: asyncio.Queue[Tensors | Exception | None] = asyncio.Queue()
         request = _request(contract.ENSEMBLE.name, tensors, request_id)
+        if outputs:
+            request["outputs"] = [InferRequestedOutput(name) for name in outputs]
         request["timeout"] = max(1, round(timeout_s * 1e6))  # microseconds
         reader = asyncio.create_task(self._read(request, responses))
         try:
@@ -174,16 +179,31 @@ def _infer_inputs(tensors: Tensors) -> list[Any]:
 def _arrays(response: Any) -> Tensors:
     """All outputs of a ModelInferResponse. `InferResult.as_numpy` looks for each one anew, which
     for the few bytes of a token takes longer than anything else in the client."""
-    from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
-
     arrays: Tensors = {}
     for output, data in zip(response.outputs, response.raw_output_contents, strict=True):
-        if output.datatype == "BYTES":
-            array = deserialize_bytes_tensor(data)
-        else:
-            array = np.frombuffer(data, triton_to_np_dtype(output.datatype))
+        dtype = _numpy_dtype(output.datatype)
+        array = _byte_strings(data) if dtype == np.object_ else np.frombuffer(data, dtype)
         arrays[output.name] = array.reshape(tuple(output.shape))
     return arrays
+
+
+@functools.cache
+def _numpy_dtype(datatype: str) -> Any:
+    from tritonclient.utils import triton_to_np_dtype
+
+    return np.dtype(triton_to_np_dtype(datatype))
+
+
+def _byte_strings(data: bytes) -> NDArray[np.object_]:
+    """Triton's BYTES: each element behind its length, four bytes, little endian."""
+    found, at = [], 0
+    while at < len(data):
+        begin = at + 4
+        at = begin + int.from_bytes(data[at:begin], "little")
+        found.append(data[begin:at])
+    strings = np.empty(len(found), np.object_)
+    strings[:] = found
+    return strings
 
 
 def _foreign_errors() -> tuple[type[Exception], ...]:

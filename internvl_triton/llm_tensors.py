@@ -64,15 +64,16 @@ def generation_request(
 
 
 def chunk_tensors(chunk: GenerationChunk, *, log_probs: bool) -> Tensors:
-    """One response: batch 1, beam 1. `error` is "" unless the request failed."""
+    """One response: batch 1, beam 1. `error` only if the request failed."""
     ids = np.array(chunk.new_token_ids, np.int32).reshape(1, 1, -1)
     tensors: Tensors = {
         contract.OUTPUT_IDS.name: ids,
         contract.SEQUENCE_LENGTH.name: np.array([[ids.size]], np.int32),
         contract.NUM_INPUT_TOKENS.name: np.array([[chunk.num_input_tokens]], np.int32),
         contract.NUM_OUTPUT_TOKENS.name: np.array([[chunk.num_output_tokens]], np.int32),
-        contract.ERROR.name: np.array([[chunk.error.encode()]], np.object_),
     }
+    if chunk.error:
+        tensors[contract.ERROR.name] = np.array([[chunk.error.encode()]], np.object_)
     if log_probs:
         values = np.array(chunk.log_probs, np.float32)
         tensors[contract.OUTPUT_LOG_PROBS.name] = values.reshape(1, 1, -1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from internvl_triton.top_log_probs import top_log_probs
 
 __all__ = ["Postprocessor"]
 
+_ALL = frozenset(tensor.name for tensor in contract.POSTPROCESSING.outputs)
 _MAX_ANNOUNCED = 4096  # far more than can wait and run; what is forgotten first never came
 
 
@@ -44,9 +45,14 @@ class Postprocessor:
         self._scanners: OrderedDict[str, StopScanner] = OrderedDict()
 
     def __call__(
-        self, response: dict[str, NDArray[Any]], request_id: str = ""
+        self,
+        response: dict[str, NDArray[Any]],
+        request_id: str = "",
+        wanted: Collection[str] = _ALL,
     ) -> dict[str, NDArray[Any]]:
         """One response of `tensorrt_llm` to one of the ensemble, or an announcement (`stop_rule`).
+
+        wanted: names of outputs; no other one is made.
 
         Takes output_ids int32 [1, 1, length] (only the first sequence_length of them count),
         gives text_output [1] (bytes that may end inside a UTF-8 character), output_ids [n] and
@@ -79,23 +85,29 @@ class Postprocessor:
             text, count, stopped = self._scan(request_id, scanner, ids.tolist(), bool(error_text))
             ids, log_probs = ids[:count], log_probs[:count]
             num_output_tokens = np.minimum(num_output_tokens, count).astype(np.int32)
-        logits = response.get(contract.GENERATION_LOGITS.name)
-        if logits is None:
-            logits = np.zeros((0, self.vocab_size), np.float32)
-        top_ids, top_values = top_log_probs(
-            logits.reshape(-1, logits.shape[-1])[: len(ids)], self.vocab_size
-        )
-        return {
+        outputs = {
             contract.TEXT_OUTPUT.name: np.array([text], np.object_),
             contract.ANSWER_IDS.name: ids.astype(np.int32),
             contract.NUM_INPUT_TOKENS.name: _scalar(response, contract.NUM_INPUT_TOKENS.name),
             contract.NUM_OUTPUT_TOKENS.name: num_output_tokens,
             contract.LOG_PROBS.name: log_probs,
-            contract.TOP_TOKEN_IDS.name: top_ids,
-            contract.TOP_LOG_PROBS.name: top_values,
             contract.STOPPED.name: np.array([stopped]),
             contract.ERROR.name: np.array([error_text], np.object_),
         }
+        if contract.TOP_TOKEN_IDS.name in wanted or contract.TOP_LOG_PROBS.name in wanted:
+            outputs.update(self._top_log_probs(response, len(ids)))
+        return {name: value for name, value in outputs.items() if name in wanted}
+
+    def _top_log_probs(
+        self, response: dict[str, NDArray[Any]], num_tokens: int
+    ) -> dict[str, NDArray[Any]]:
+        logits = response.get(contract.GENERATION_LOGITS.name)
+        if logits is None:
+            logits = np.zeros((0, self.vocab_size), np.float32)
+        ids, values = top_log_probs(
+            logits.reshape(-1, logits.shape[-1])[:num_tokens], self.vocab_size
+        )
+        return {contract.TOP_TOKEN_IDS.name: ids, contract.TOP_LOG_PROBS.name: values}
 
     def _announce(self, request_id: str, rule: StopRule) -> None:
         known = self._scanners.get(request_id)

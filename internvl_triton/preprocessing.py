@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -64,12 +65,18 @@ class _Picture(NamedTuple):
 
 
 class Preprocessor:
-    """Refuses everything that can be refused before the engines see the request."""
+    """Refuses everything that can be refused before the engines see the request.
 
-    def __init__(self, spec: ModelSpec, limits: Limits, tokenizer: Tokenizer) -> None:
+    threads: how many work on the tiles of one picture.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, limits: Limits, tokenizer: Tokenizer, *, threads: int = 1
+    ) -> None:
         self.spec = spec
         self.limits = limits
         self.tokenizer = tokenizer
+        self._pool = ThreadPoolExecutor(threads, "tiling") if threads > 1 else None
 
     def __call__(
         self, request: Request, times: StageTimes | None = None
@@ -175,6 +182,7 @@ class Preprocessor:
                             max_tiles=limit,
                             tile_size=size,
                             use_thumbnail=self.spec.use_thumbnail,
+                            pool=self._pool,
                         )
                     )
                 digest = content_digest(identity, grid.columns, grid.rows, size, count)
@@ -182,7 +190,7 @@ class Preprocessor:
             visuals.append(group)
         if not parts:
             return np.empty((0, size, size, 3), np.uint8), visuals
-        return np.concatenate(parts), visuals
+        return parts[0] if len(parts) == 1 else np.concatenate(parts), visuals
 
     def _pictures(
         self, ref: ImageRef, images: Sequence[bytes], max_tiles: Sequence[int]

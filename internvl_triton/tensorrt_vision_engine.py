@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from internvl_triton.errors import ArtifactMismatch, EngineError
 from internvl_triton.vision_engine import PROMPT_EMBEDDING_TABLE, TILES, check_tiles
 
-__all__ = ["DeviceEngine", "Run", "TensorrtVisionEngine", "split_runs"]
+__all__ = ["CudaEngine", "DeviceEngine", "Run", "TensorrtVisionEngine", "split_runs"]
 
 TORCH_DTYPES = {"BF16": "bfloat16", "FP16": "float16"}
 
@@ -190,16 +190,31 @@ class CudaEngine:
         rows, hidden = self._context.get_tensor_shape(PROMPT_EMBEDDING_TABLE)
         self.tokens_per_tile, self.hidden_size = int(rows), int(hidden)
 
+    @property
+    def stream(self) -> Any:
+        """The CUDA stream that everything of this engine runs on."""
+        return self._stream
+
     def start(self, tiles: NDArray[np.uint8]) -> Any:
         """Copy the tiles to the GPU and run them there; returns before that has happened."""
+        return self.run(self.upload(tiles))
+
+    def upload(self, tiles: NDArray[np.uint8]) -> Any:
+        """The tiles on the GPU: a copy that the engine's stream makes; returns before it has."""
         import torch
 
         on_host = torch.from_numpy(np.ascontiguousarray(tiles)).pin_memory()
+        # It belongs to the stream: its memory is not reused before the stream is done with it.
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
-            # Both tensors belong to the stream: their memory is not reused before it is done.
-            batch = on_host.to(self.device, non_blocking=True)
+            return on_host.to(self.device, non_blocking=True)
+
+    def run(self, batch: Any) -> Any:
+        """As `start`, of tiles that `upload` brought to the GPU. They may be run again."""
+        import torch
+
+        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             table = torch.empty(
-                (len(tiles) * self.tokens_per_tile, self.hidden_size),
+                (len(batch) * self.tokens_per_tile, self.hidden_size),
                 dtype=torch.bfloat16,
                 device=self.device,
             )
@@ -210,7 +225,7 @@ class CudaEngine:
                 and self._context.execute_async_v3(self._stream.cuda_stream)
             )
         if not accepted:
-            raise EngineError(f"TensorRT refused to run {len(tiles)} tiles on {self.device}")
+            raise EngineError(f"TensorRT refused to run {len(batch)} tiles on {self.device}")
         return table
 
     def wait(self) -> None:

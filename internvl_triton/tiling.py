@@ -5,6 +5,7 @@ Formula: `dynamic_preprocess` and `find_closest_aspect_ratio` of the InternVL2.5
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 __all__ = ["TileGrid", "choose_grid", "count_tiles", "tile_image"]
+
+_BICUBIC = Image.Resampling.BICUBIC
 
 
 @dataclass(frozen=True)
@@ -76,26 +79,52 @@ def count_tiles(
 
 
 def tile_image(
-    image: Image.Image, *, max_tiles: int, tile_size: int, use_thumbnail: bool
+    image: Image.Image,
+    *,
+    max_tiles: int,
+    tile_size: int,
+    use_thumbnail: bool,
+    pool: Executor | None = None,
 ) -> NDArray[np.uint8]:
     """uint8 (num_tiles, tile_size, tile_size, 3): grid tiles row by row, then the thumbnail.
 
     The picture is resized to the grid with PIL's bicubic filter, without keeping its aspect
     ratio; alpha is dropped and the EXIF orientation ignored, as in the reference.
+
+    pool: threads that work on columns of tiles and the thumbnail at a time; the tiles are the same.
     """
     rgb = image.convert("RGB")
     grid = choose_grid(*rgb.size, max_tiles=max_tiles, tile_size=tile_size)
-    resized = rgb.resize(
-        (grid.columns * tile_size, grid.rows * tile_size), Image.Resampling.BICUBIC
-    )
     num_tiles = grid.num_tiles_with_thumbnail(use_thumbnail=use_thumbnail)
     tiles = np.empty((num_tiles, tile_size, tile_size, 3), np.uint8)
-    tiles[: grid.num_tiles] = (
-        np.asarray(resized)
-        .reshape(grid.rows, tile_size, grid.columns, tile_size, 3)
-        .swapaxes(1, 2)
-        .reshape(grid.num_tiles, tile_size, tile_size, 3)
-    )
-    if num_tiles > grid.num_tiles:
-        tiles[-1] = np.asarray(rgb.resize((tile_size, tile_size), Image.Resampling.BICUBIC))
+    in_grid = tiles[: grid.num_tiles].reshape(grid.rows, grid.columns, tile_size, tile_size, 3)
+    parts = grid.columns if pool and _splits_exactly(rgb.width, grid.columns) else 1
+    columns = grid.columns // parts
+
+    def resize_part(part: int) -> None:
+        """One of `parts` stripes of the grid; `parts` itself is the thumbnail."""
+        if part == parts:
+            tiles[-1] = np.asarray(rgb.resize((tile_size, tile_size), _BICUBIC))
+            return
+        box = (rgb.width * part / parts, 0, rgb.width * (part + 1) / parts, rgb.height)
+        resized = rgb.resize((columns * tile_size, grid.rows * tile_size), _BICUBIC, box=box)
+        in_grid[:, part * columns : (part + 1) * columns] = (
+            np.asarray(resized)
+            .reshape(grid.rows, tile_size, columns, tile_size, 3)
+            .swapaxes(1, 2)
+        )
+
+    todo = range(parts + (num_tiles > grid.num_tiles))
+    for _ in pool.map(resize_part, todo) if pool else map(resize_part, todo):
+        pass
     return tiles
+
+
+def _splits_exactly(width: int, columns: int) -> bool:
+    """Whether stripes of the picture give the same pixels as the whole.
+
+    PIL takes the borders of a stripe as float32. Where 64 times every border is a whole number,
+    its filter has the same weights in a stripe as in the whole picture, which was tried for all
+    widths up to 4096; elsewhere it often has not.
+    """
+    return 64 * width % columns == 0 and width <= 4096

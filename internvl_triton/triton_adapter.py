@@ -160,27 +160,30 @@ class StopOnCancel:
     A running ensemble step never sees the client's cancel; a step scheduled after it does. So
     postprocessing sends `tensorrt_llm` the stop from a thread, and again if answers still come
     RESEND_S later: an id can belong to a new request by then. It must keep answering normally: an
-    error here would leak the ensemble's request.
+    error here would leak the ensemble's request. As in `CancelCheck`, the server is not asked at
+    every token: at an answer's first one, then at most every PERIOD_S.
     """
 
+    PERIOD_S = 0.1
     RESEND_S = 1.0
 
     def __init__(self, pb_utils: Any, *, remember: int = 4096) -> None:
         self._pb_utils = pb_utils
-        self._sent: collections.OrderedDict[str, float] = collections.OrderedDict()  # id -> when
+        # Request id -> when to ask next.
+        self._next: collections.OrderedDict[str, float] = collections.OrderedDict()
         self._remember = remember
 
     def __call__(self, request: Any) -> None:
         request_id = request.request_id()
         now = time.monotonic()
-        if not request_id or now < self._sent.get(request_id, -self.RESEND_S) + self.RESEND_S:
+        if not request_id or now < self._next.get(request_id, now):
             return
-        if not request.is_cancelled():
-            return
-        self._sent[request_id] = now
-        if len(self._sent) > self._remember:
-            self._sent.popitem(last=False)
-        stop_generation(self._pb_utils, request_id)
+        cancelled = request.is_cancelled()
+        self._next[request_id] = now + (self.RESEND_S if cancelled else self.PERIOD_S)
+        if len(self._next) > self._remember:
+            self._next.popitem(last=False)
+        if cancelled:
+            stop_generation(self._pb_utils, request_id)
 
 
 def stop_generation(pb_utils: Any, request_id: str) -> None:

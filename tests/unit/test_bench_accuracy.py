@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,11 @@ class Echo(FakeTransport):
         self.full = asyncio.Event()
 
     async def stream(
-        self, tensors: dict[str, Any], request_id: str, timeout_s: float
+        self,
+        tensors: dict[str, Any],
+        request_id: str,
+        timeout_s: float,
+        outputs: Sequence[str] = (),
     ) -> AsyncIterator[dict[str, Any]]:
         self.requests.append((request_id, tensors))
         text = tensors[contract.TEXT_INPUT.name][0]

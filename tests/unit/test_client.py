@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,11 @@ def ask(script, **sampling) -> tuple[list[str], Answer, FakeTransport]:
 
 def test_an_answer() -> None:
     texts, answer, transport = ask(
-        [fake_response(b" A red", [5, 6], log_probs=[-0.1, -0.2]), fake_response(b" circle. ", [7])]
+        [
+            fake_response(b" A red", [5, 6], log_probs=[-0.1, -0.2]),
+            fake_response(b" circle. ", [7]),
+        ],
+        logprobs=True,
     )
     assert texts == ["A red", " circle."]
     assert answer.text == "A red circle."
@@ -51,6 +56,23 @@ def test_an_answer() -> None:
     assert 0 <= answer.ttft_s <= answer.latency_s
     assert transport.stopped == []
     assert transport.closed_streams == 1
+
+
+@pytest.mark.parametrize(
+    ("sampling", "more"),
+    [
+        ({}, set()),
+        ({"logprobs": True}, {"log_probs"}),
+        (
+            {"logprobs": True, "top_logprobs": 2},
+            {"log_probs", "top_token_ids", "top_log_probs"},
+        ),
+    ],
+)
+def test_only_what_is_read_is_asked_for(sampling: dict[str, Any], more: set[str]) -> None:
+    always = {"text_output", "output_ids", "num_input_tokens", "stopped", "error"}
+    _, _, transport = ask([fake_response(b"a", [1])], **sampling)
+    assert [set(names) for names in transport.outputs] == [always | more]
 
 
 @pytest.mark.parametrize("cuts", list(itertools.combinations(range(1, 12), 3)))

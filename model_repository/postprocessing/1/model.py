@@ -28,4 +28,4 @@ class TritonPythonModel:
 
     def _answer(self, request):
         tensors = arrays(pb_utils, request, contract.POSTPROCESSING)
-        return self.postprocess(tensors, request.request_id())
+        return self.postprocess(tensors, request.request_id(), request.requested_output_names())

@@ -1,5 +1,7 @@
 """Step 1 of the ensemble: a question and its pictures to tiles, prompt ids and settings."""
 
+import os
+
 import triton_python_backend_utils as pb_utils
 
 from internvl_triton import tensor_contract as contract
@@ -10,13 +12,18 @@ from internvl_triton.stub_watchdog import exit_with_server
 from internvl_triton.tokenizer import load_tokenizer
 from internvl_triton.triton_adapter import announce_stops, answer_each, blobs, flag, text
 
+MOST_THREADS = 4  # for one picture; more have nothing to do on most grids
+
 
 class TritonPythonModel:
     def initialize(self, args):
         exit_with_server()
         artifacts = Artifacts.of_model(args)
         self.preprocess = Preprocessor(
-            artifacts.spec(), artifacts.limits(), load_tokenizer(artifacts.tokenizer_dir)
+            artifacts.spec(),
+            artifacts.limits(),
+            load_tokenizer(artifacts.tokenizer_dir),
+            threads=min(MOST_THREADS, len(os.sched_getaffinity(0))),
         )
         self.stages = StageMetrics(pb_utils, contract.PREPROCESSING.name, (DECODE, TILING))
 

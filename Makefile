@@ -32,6 +32,7 @@ SERVER ?=
 TARGET ?=
 CONCURRENCY ?=
 MIX ?=
+TILES ?=
 OPTIONS ?=
 A ?=
 B ?=
@@ -43,7 +44,7 @@ MINUTES ?=
 ALLOW_CUDA_TORCH ?=
 
 # Recipes read these from the environment, exactly as given: spaces, quotes and dollars survive.
-TEXTS := MODEL TP PROFILE PRECISION KV_CACHE CALIBRATION IMAGE PROMPT HTTP_PORT GRPC_PORT METRICS_PORT GATEWAY_PORT API_KEYS GPU BATCH MAX_TILES IMAGES MAX_SEQ_LEN EXAMPLES JSONL OUTPUT COMPARE SERVER TARGET CONCURRENCY MIX OPTIONS A B EXAMPLE MINUTES
+TEXTS := MODEL TP PROFILE PRECISION KV_CACHE CALIBRATION IMAGE PROMPT HTTP_PORT GRPC_PORT METRICS_PORT GATEWAY_PORT API_KEYS GPU BATCH MAX_TILES IMAGES MAX_SEQ_LEN EXAMPLES JSONL OUTPUT COMPARE SERVER TARGET CONCURRENCY MIX TILES OPTIONS A B EXAMPLE MINUTES
 $(foreach text,$(TEXTS),$(eval override $(text) := $$(value $(text))))
 export $(TEXTS)
 
@@ -155,6 +156,14 @@ bench-preprocessing: $(TEST) ## Preprocessing beside the model card's code and t
 .PHONY: bench-engines
 bench-engines: $(TEST) ## The CPU engines of MODEL beside PyTorch and transformers
 	@$(RUN) -m benchmarks.engine_time --model="$$MODEL" $$OPTIONS
+
+.PHONY: bench-engine-only
+bench-engine-only: $(RUNTIME) ## The engines of MODEL alone beside the planner's floors [TP=] [PROFILE=] [PRECISION= KV_CACHE=] [OPTIONS=]
+	@exec $(RUN) -m benchmarks.engine_only --model="$$MODEL" --tp-size="$$TP" $(if $(PROFILE),--profile="$$PROFILE") $(if $(PRECISION),--precision="$$PRECISION") $(if $(KV_CACHE),--kv-cache="$$KV_CACHE") $$OPTIONS
+
+.PHONY: bench-grid
+bench-grid: $(RUNTIME) ## Latency of the service by batch, tiles and TP beside the floors [SERVER=host:port] [BATCH="1 8" TILES="1 13"] [OUTPUT=] [OPTIONS=]
+	@$(RUN) -m benchmarks.latency_grid --model="$$MODEL" --tp-size="$$TP" $(if $(PRECISION),--precision="$$PRECISION") $(if $(SERVER),--server="$$SERVER") $(if $(BATCH),--batch $$BATCH) $(if $(TILES),--tiles $$TILES) $(if $(OUTPUT),--output="$$OUTPUT") $$OPTIONS
 
 .PHONY: bench-perf-analyzer
 bench-perf-analyzer: $(BENCH) ## NVIDIA's perf_analyzer and our generator against a running server [SERVER=host:port] [MIX=]

@@ -1,16 +1,25 @@
 """Portable artefacts -> engines and the model repository: `build_engines`, `make_server`.
 
-For comparisons: `Port`, a checkpoint in transformers, and `reference_tiles` of the model card."""
+For comparisons: `Port`, a checkpoint in transformers, and `reference_tiles` of the model card.
+For benchmarks of engines: `measured_build`, and `floors_of` what it runs on."""
 
 from importlib import import_module
 from typing import Any
 
 _MODULE_OF = {
+    "Floors": "build.planner.floors",
+    "MeasuredBuild": "build.measured",
     "Port": "build.parity.port",
+    "artifact_name": "build.model_source",
     "build_engines": "build.engines",
+    "enter_container": "build.measured",
+    "floors_of": "build.planner.floors",
     "make_server": "build.serve",
+    "measured_build": "build.measured",
     "reference_tiles": "build.parity.model_card",
     "resolve_checkpoint": "build.model_source",
+    "run_logged": "build.logged_program",
+    "spec_of": "build.plan",
 }
 __all__ = list(_MODULE_OF)
 

@@ -1,4 +1,5 @@
-"""Runs `make engines`, `make serve` and the engines of `make verify` in the pinned container.
+"""Runs in the pinned container what NVIDIA's compilers and engines take part in: `make engines`,
+`make serve`, the engines of `make verify` and their benchmark.
 
 Docker builds its image from this project (`build/Dockerfile`); artefacts and checkpoint are mounted
 where they are on the host, so a path means the same on both sides.

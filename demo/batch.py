@@ -25,7 +25,6 @@ SUBJECTS: tuple[tuple[str, list[str]], ...] = (
     (rf"moves ({'|'.join(DIRECTIONS)})", list(DIRECTIONS)),
     (r"\b(\d)\d\b", _DIGITS),
     (r"\b\d(\d)\b", _DIGITS),
-    (r"^There (?:is|are) (no|one|two|three) shape", ["no", "one", "two", "three"]),
     (r"^Image-(\d)\.", ["1", "2"]),
 )
 
@@ -37,7 +36,9 @@ class Batch:
     ids, positions, labels: int64 (rows, length); in ids, vocab_size + k is the k-th visual token
     of the whole batch. mask: bool (rows, 1, length, length).
     words: int64 (n, 2), row and place of each of the answers' `words`; subjects: int64
-    (n, len(SUBJECTS)), what should be known there, IGNORE where the text does not say it.
+    (n, len(SUBJECTS)), what should be known there, IGNORE where the text does not say it; named:
+    float32 (n, len(COLORS)), 1 for every colour in the text.
+    sources: int64 (rows, length, 3), see `Encoded`.
     """
 
     tiles: Tensor
@@ -50,6 +51,8 @@ class Batch:
     mask: Tensor
     words: Tensor
     subjects: Tensor
+    named: Tensor
+    sources: Tensor
 
 
 def collate(rows: Sequence[Encoded], *, vocab_size: int) -> Batch:
@@ -59,9 +62,9 @@ def collate(rows: Sequence[Encoded], *, vocab_size: int) -> Batch:
     length = max(len(row.ids) for row in rows)
 
     def padded(name: str, fill: int) -> Tensor:
-        out = np.full((len(rows), length), fill, np.int64)
-        for index, row in enumerate(rows):
-            values = getattr(row, name)
+        arrays = [getattr(row, name) for row in rows]
+        out = np.full((len(rows), length, *arrays[0].shape[1:]), fill, np.int64)
+        for index, values in enumerate(arrays):
             out[index, : len(values)] = values
         return torch.from_numpy(out)
 
@@ -86,6 +89,10 @@ def collate(rows: Sequence[Encoded], *, vocab_size: int) -> Batch:
         mask=(causal & ((seen == 0) | (seen == looking)))[:, None],
         words=torch.tensor([(n, place) for n, place, _ in words]).view(-1, 2),
         subjects=torch.tensor([subjects(text) for *_, text in words]).view(-1, len(SUBJECTS)),
+        named=torch.tensor([[float(color in text) for color in COLORS] for *_, text in words]).view(
+            -1, len(COLORS)
+        ),
+        sources=padded("sources", IGNORE),
     )
 
 

@@ -49,11 +49,16 @@ QUESTION_KINDS = (
 
 @dataclass(frozen=True)
 class Exchange:
-    """One turn of a conversation. `kind` is one of QUESTION_KINDS."""
+    """One turn of a conversation. `kind` is one of QUESTION_KINDS.
+
+    seen: a sentence that names what one must see to know the answer, where the answer itself does
+    not: only the training reads it.
+    """
 
     kind: str
     question: str
     answer: str
+    seen: str | None = None
 
 
 Branch = tuple[Exchange, ...]
@@ -68,7 +73,7 @@ class Example:
     branches: tuple[Branch, ...]
 
 
-_COUNT_WORDS = ("no shapes", "one shape", "two shapes", "three shapes")
+_COUNTS = ("No shapes.", "One shape.", "Two shapes.", "Three shapes.")
 _ENDS = {"row": ("on the left", "on the right"), "column": ("at the top", "at the bottom")}
 _UNKNOWN_PICTURE = "I see no shapes or numbers that I know."
 _UNKNOWN_QUESTION = "I only know colored shapes and numbers."
@@ -207,7 +212,7 @@ def _two_images(rng: random.Random, tile_size: int) -> Example:
                     "two_images", rng.choice(_WHICH_IMAGE).format(words), f"Image-{index + 1}."
                 )
             )
-    chain = (exchanges[-1], Exchange("turns", *_pair(exchanges[0])))
+    chain = (exchanges[-1], _as_turn(exchanges[0]))
     both = " ".join(f"Image-{number}: {_describe(s)}" for number, s in enumerate(scenes, start=1))
     exchanges.append(Exchange("two_images", rng.choice(_BOTH), both))
     return Example(scenes, "images", (*((exchange,) for exchange in exchanges), chain))
@@ -246,7 +251,7 @@ def _unknown(rng: random.Random, tile_size: int) -> Example:
 
 def _crowd(rng: random.Random, tile_size: int) -> Example:
     """Nothing is asked: only what every visual token shows can be learned from it."""
-    columns, rows = rng.choices(((1, 1), (2, 1), (1, 2)), (8, 1, 1))[0]
+    columns, rows = rng.choices(((1, 1), (2, 1), (1, 2)), (5, 2, 2))[0]
     scene = crowded_scene(rng, tile_size=tile_size, columns=columns, rows=rows)
     return Example((scene,), "images", ())
 
@@ -296,11 +301,7 @@ def _questions(rng: random.Random, scene: Scene) -> list[Exchange]:
         exchanges += [Exchange("describe", rng.choice(_DESCRIBE), _describe(scene))]
         exchanges.append(_number(rng, scene))
     exchanges.append(
-        Exchange(
-            "count",
-            rng.choice(_COUNT),
-            f"There {'is' if len(shapes) == 1 else 'are'} {_COUNT_WORDS[len(shapes)]}.",
-        )
+        Exchange("count", rng.choice(_COUNT), _COUNTS[len(shapes)], seen=_describe(scene))
     )
     exchanges += [_which_shape(rng, shape) for shape in shapes]
     exchanges += [_which_color(rng, shape) for shape in shapes if kinds.count(shape.kind) == 1]
@@ -309,10 +310,14 @@ def _questions(rng: random.Random, scene: Scene) -> list[Exchange]:
     if rng.random() < 0.3:
         color = rng.choice(absent_colors)
         exchanges.append(
-            Exchange("shape", rng.choice(_SHAPE).format(color), f"There is no {color} shape.")
+            Exchange(
+                "shape", rng.choice(_SHAPE).format(color), f"There is no {color} shape.", seen=""
+            )
         )
         kind = rng.choice(absent_kinds)
-        exchanges.append(Exchange("color", rng.choice(_COLOR).format(kind), f"There is no {kind}."))
+        exchanges.append(
+            Exchange("color", rng.choice(_COLOR).format(kind), f"There is no {kind}.", seen="")
+        )
     if len(shapes) > 1:
         exchanges += _positions(rng, scene)
     if len(scene.small_prints) == 1:
@@ -336,7 +341,7 @@ def _chain(rng: random.Random, scene: Scene, singles: list[Exchange]) -> Branch 
     if len(singles) < 3:
         return None
     first, second, third = rng.sample(singles, 3)
-    return (first, Exchange("turns", *_pair(second)), Exchange("turns", *_pair(third)))
+    return (first, _as_turn(second), _as_turn(third))
 
 
 def _positions(rng: random.Random, scene: Scene) -> list[Exchange]:
@@ -374,12 +379,16 @@ def _print_axis(scene: Scene) -> str:
 
 
 def _describe(scene: Scene) -> str:
-    """ "A red circle and a blue square, and the number 42." """
-    phrases = [_with_article(shape) for shape in scene.shapes]
-    number = f"the number {scene.number.text}" if scene.number else ""
-    if len(phrases) > 1:
-        phrases = [", ".join(phrases[:-1]) + " and " + phrases[-1]]
-    return _capital(", and ".join([*phrases, *([number] if number else [])])) + "."
+    """ "A red circle and a blue square and the number 42.", in the order of COLORS.
+
+    So what comes next depends on which colours there are, not on where they are.
+    """
+    order = list(COLORS)
+    shapes = sorted(scene.shapes, key=lambda shape: order.index(shape.color))
+    phrases = [_with_article(shape) for shape in shapes]
+    if scene.number:
+        phrases.append(f"the number {scene.number.text}")
+    return _capital(" and ".join(phrases)) + "." if phrases else ""
 
 
 def _with_article(shape: Shape) -> str:
@@ -390,5 +399,5 @@ def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _pair(exchange: Exchange) -> tuple[str, str]:
-    return exchange.question, exchange.answer
+def _as_turn(exchange: Exchange) -> Exchange:
+    return replace(exchange, kind="turns")

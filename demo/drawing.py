@@ -17,12 +17,16 @@ from demo.scene import COLORS, KINDS, Print, Scene, Shape
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["LabelMaps", "draw_labels", "draw_scene", "through_jpeg"]
+__all__ = ["DIGITS", "LabelMaps", "draw_labels", "draw_scene", "through_jpeg"]
+
+
+# The last digit of a number, or the one before it: which one it is can be seen where it stands.
+DIGITS = (*"0123456789", *(f"{digit}_" for digit in "0123456789"))
 
 
 @dataclass(frozen=True)
 class LabelMaps:
-    """Images in mode L, 0 = background: 1 + index into COLORS, into KINDS, 1 + digit."""
+    """Images in mode L, 0 = background: 1 + index into COLORS, into KINDS, into DIGITS."""
 
     color: Image.Image
     kind: Image.Image
@@ -43,17 +47,24 @@ def draw_scene(scene: Scene) -> Image.Image:
     return image
 
 
-def draw_labels(scene: Scene) -> LabelMaps:
-    """Maps of the picture's size. A digit's label fills its bounding box."""
+def draw_labels(scene: Scene, *, smallest_print: float = 0.0) -> LabelMaps:
+    """Maps of the picture's size. A digit's label fills its bounding box.
+
+    smallest_print: font size in pixels of the picture; smaller print is background.
+    """
     maps = [Image.new("L", (scene.width, scene.height), 0) for _ in range(3)]
     color, kind, digit_map = map(ImageDraw.Draw, maps)
     for shape in scene.shapes:
         _draw_shape(color, shape, 1 + list(COLORS).index(shape.color))
         _draw_shape(kind, shape, 1 + KINDS.index(shape.kind))
     for text in _prints(scene):
-        for x, digit in _digit_places(text):
+        if text.size < smallest_print:
+            continue
+        places = _digit_places(text)
+        for index, (x, digit) in enumerate(places):
             box = digit_map.textbbox((x, text.y), digit, font=_font(round(text.size)))
-            digit_map.rectangle(box, fill=1 + int(digit))
+            name = digit if index == len(places) - 1 else f"{digit}_"
+            digit_map.rectangle(box, fill=1 + DIGITS.index(name))
     return LabelMaps(*maps)
 
 

@@ -7,6 +7,7 @@ row of tokens; `segments` keep them from seeing each other.
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from demo.dialogue import Branch, Example
-from demo.drawing import LabelMaps, draw_labels, draw_scene, through_jpeg
-from demo.scene import COLORS, KINDS, PLACES, Scene
+from demo.drawing import DIGITS, draw_labels, draw_scene, through_jpeg
+from demo.scene import COLORS, DIRECTIONS, KINDS, PLACES, Scene, direction_of
 from internvl_triton.model_spec import ModelSpec
 from internvl_triton.prompt import (
     Conversation,
@@ -33,6 +34,7 @@ from internvl_triton.tokenizer import Tokenizer
 __all__ = ["BOS", "IGNORE", "Answer", "Encoded", "TileLabels", "conversation_of", "encode_example"]
 
 IGNORE = -100
+_LEGIBLE = 24.0  # font size, in pixels of a tile
 BOS = -1  # stands for InternLM2's <s>, which the Qwen2 vocabulary does not have
 
 
@@ -41,7 +43,7 @@ class TileLabels:
     """What every visual token shows; 0 = background, IGNORE = not asked.
 
     color, kind: int64 (num_tiles, tokens). digit: int64 (num_tiles, tokens, 4), for the token's
-    four patches.
+    four patches, 1 + index into DIGITS; none in a thumbnail that squeezes or shrinks it too much.
     """
 
     color: NDArray[np.int64]
@@ -53,9 +55,10 @@ class TileLabels:
 class Answer:
     """labels[begin:end] of one row are this answer and its end token.
 
-    words: places in the row, each with the part of the answer that should be known there. First
-    where the question says what it is about ("red", "left"), or its last token; then the token
-    before every colour and number of the answer.
+    words: places in the row, each with a text that names what should be known there. First, where
+    the question says what it is about ("red", "left") or at its last token, the answer (or the
+    exchange's `seen`); then, behind every shape of the answer, before its number and behind the
+    name of an image, what is left of the sentence.
     """
 
     kind: str
@@ -72,6 +75,9 @@ class Encoded:
 
     labels: the token that should follow, IGNORE outside answers.
     segments: 0 for the shared prefix, b + 1 for branch b.
+    sources: (n, 3), for every visual token the number of its image or frame, IGNORE if there is
+    only one; the number of its tile in that; both from 0; and in a clip's later frames the index
+    into DIRECTIONS of the movement. IGNORE for all other tokens.
     """
 
     tiles: NDArray[np.uint8]
@@ -81,6 +87,7 @@ class Encoded:
     segments: NDArray[np.int64]
     labels: NDArray[np.int64]
     answers: tuple[Answer, ...]
+    sources: NDArray[np.int64]
 
 
 def encode_example(
@@ -119,11 +126,28 @@ def encode_example(
     rows = [_branch_ids(branch, example, counts, tokenizer, spec) for branch in example.branches]
     size = spec.tile_size
     none = np.empty((0, size, size, 3), np.uint8)
+    row = _one_row(rows, bos, tokenizer)
     return Encoded(
         np.concatenate([none, *tiles]),
         _concatenated(tile_labels, spec),
-        *_one_row(rows, bos, tokenizer),
+        *row,
+        _sources((row[0] - spec.llm.vocab_size) // spec.tokens_per_tile, counts, example),
     )
+
+
+def _sources(tile: NDArray[np.int64], counts: list[int], example: Example) -> NDArray[np.int64]:
+    """See `Encoded`. tile: of every token, negative where it is not visual."""
+    sources = np.full((len(tile), 3), IGNORE)
+    visual = tile >= 0
+    image_of = np.repeat(np.arange(len(counts)), np.array(counts, int))
+    number_in = np.array([number for count in counts for number in range(count)], int)
+    sources[visual, 1] = number_in[tile[visual]]
+    if len(counts) > 1:
+        sources[visual, 0] = image_of[tile[visual]]
+    if example.media == "video":
+        moving = visual & (sources[:, 0] > 0)
+        sources[moving, 2] = list(DIRECTIONS).index(direction_of(example.scenes))
+    return sources
 
 
 def conversation_of(example: Example, branch: Branch) -> Conversation:
@@ -191,15 +215,23 @@ def _words(
         return {tokenizer.encode(each)[0] for each in texts}
 
     begin, end = answer
-    colors, digits = ids_of(*(f" {color}" for color in COLORS)), ids_of(*"0123456789")
-    (space,) = ids_of(" ")
-    asks = colors | ids_of(*(f" {word}" for word in (*KINDS, *PLACES)), "1", "2")
+    colors, kinds, digits = (
+        ids_of(*texts)
+        for texts in (
+            [f" {color}" for color in COLORS],
+            [f" {kind}" for kind in KINDS],
+            "0123456789",
+        )
+    )
+    (space,), (colon,) = ids_of(" "), ids_of(":")
+    asks = colors | kinds | ids_of(*(f" {place}" for place in PLACES), "1", "2")
     words = [(next((k for k in range(begin, asked, -1) if row[k] in asks), begin), text)]
     for place in range(begin + 1, end):
-        following = row[place + 1]
-        if following in colors or (following in digits and row[place] == space):
+        token, following = row[place], row[place + 1]
+        names_image = token in digits and following == colon
+        if token in kinds or (token == space and following in digits) or names_image:
             rest = tokenizer.token_bytes.join(row[place + 1 : end + 1])
-            words.append((place, rest.decode()))
+            words.append((place, rest.decode().partition(".")[0]))
     return tuple(words)
 
 
@@ -238,7 +270,8 @@ def _one_row(
             # The token before predicts the answer's first one.
             begin, end = begin + offset - 1, end + offset - 1
             labels[begin:end] = out[begin + 1 : end + 1]
-            words = _words(out, (begin, end), asked, exchange.answer, tokenizer)
+            seen = exchange.answer if exchange.seen is None else exchange.seen
+            words = _words(out, (begin, end), asked, seen, tokenizer)
             answers.append(
                 Answer(exchange.kind, exchange.question, exchange.answer, begin, end, words)
             )
@@ -253,36 +286,33 @@ def _tile_labels(scene: Scene, num_tiles: int, max_tiles: int, spec: ModelSpec) 
     grid = choose_grid(scene.width, scene.height, max_tiles=max_tiles, tile_size=spec.tile_size)
     half = spec.tile_size // 2  # half the resolution is enough, and four times faster
     side = spec.vision.patches_per_side // 2
+    # Of what a thumbnail shows; digits that it squeezes are none.
+    legible = _LEGIBLE * scene.height / spec.tile_size if grid.columns == grid.rows else math.inf
+    digits_of_thumbnail = draw_labels(scene, smallest_print=legible).digit
 
-    def tiled(image: Image.Image) -> NDArray[np.uint8]:
+    def tiled(image: Image.Image, thumbnail: Image.Image) -> NDArray[np.uint8]:
         big = np.asarray(image.resize((grid.columns * half, grid.rows * half), 0))
         cut = big.reshape(grid.rows, half, grid.columns, half).swapaxes(1, 2)
         parts = [cut.reshape(-1, half, half)]
         if num_tiles > grid.num_tiles:
-            parts.append(np.asarray(image.resize((half, half), 0))[None])
+            parts.append(np.asarray(thumbnail.resize((half, half), 0))[None])
         return np.concatenate(parts)
 
-    def cells(image: Image.Image, cells_per_side: int, classes: int) -> NDArray[np.int64]:
+    def cells(maps_: NDArray[np.uint8], cells_per_side: int, classes: int) -> NDArray[np.int64]:
         """The class with most pixels; IGNORE where it shows, but too little to be told."""
-        maps_ = tiled(image)
         pixels = half // cells_per_side
         cut = maps_.reshape(len(maps_), cells_per_side, pixels, cells_per_side, pixels)
         counts = np.stack([(cut == k + 1).sum((2, 4)) for k in range(classes)], -1)
         most = counts.max(-1) / pixels**2
         return np.where(most > 0.15, counts.argmax(-1) + 1, np.where(most > 0.02, IGNORE, 0))
 
-    def per_token(maps_: LabelMaps) -> TileLabels:
-        digit = cells(maps_.digit, 2 * side, 10)
-        digit = digit.reshape(num_tiles, side, 2, side, 2).swapaxes(2, 3)
-        if scene.small_prints and num_tiles > grid.num_tiles:
-            digit[-1] = IGNORE  # too small in the thumbnail
-        return TileLabels(
-            cells(maps_.color, side, len(COLORS)).reshape(num_tiles, -1),
-            cells(maps_.kind, side, len(KINDS)).reshape(num_tiles, -1),
-            digit.reshape(num_tiles, side * side, 4),
-        )
-
-    return per_token(maps)
+    digit = cells(tiled(maps.digit, digits_of_thumbnail), 2 * side, len(DIGITS))
+    digit = digit.reshape(num_tiles, side, 2, side, 2).swapaxes(2, 3)
+    return TileLabels(
+        cells(tiled(maps.color, maps.color), side, len(COLORS)).reshape(num_tiles, -1),
+        cells(tiled(maps.kind, maps.kind), side, len(KINDS)).reshape(num_tiles, -1),
+        digit.reshape(num_tiles, side * side, 4),
+    )
 
 
 def _unasked(num_tiles: int, spec: ModelSpec) -> TileLabels:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from demo.batch import SUBJECTS, Batch, collate
+from demo.drawing import DIGITS
 from demo.encoding import BOS, IGNORE, Encoded
 from demo.model import Weights, all_hidden_states, visual_features
 from demo.scene import COLORS, KINDS
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DENSE_OUTPUTS",
+    "SOURCE_LAYERS",
+    "SOURCE_OUTPUTS",
     "WORD_LAYERS",
     "WORD_OUTPUTS",
     "answer_logits",
@@ -30,12 +33,15 @@ __all__ = [
 # that were 60 times quieter were never heard by the language model.
 _LOUDNESS = 24.0
 _TOKENS_PER_SIDE = 16  # of a tile of 448 pixels
-_COLORS, _KINDS, _DIGITS = 1 + len(COLORS), 1 + len(KINDS), 4 * 11
+_COLORS, _KINDS, _DIGITS = 1 + len(COLORS), 1 + len(KINDS), 4 * (1 + len(DIGITS))
 # colour, kind, and a digit for each of the token's four patches
 DENSE_OUTPUTS = _COLORS + _KINDS + _DIGITS
 _SUBJECT_SIZES = [len(names) for _, names in SUBJECTS]
-WORD_OUTPUTS = sum(_SUBJECT_SIZES)
+WORD_OUTPUTS = sum(_SUBJECT_SIZES) + len(COLORS)
 WORD_LAYERS = (0, 1, 2)
+_MOST_SOURCES = 8  # images, frames or tiles that are told apart; directions are fewer
+SOURCE_OUTPUTS = 3 * _MOST_SOURCES
+SOURCE_LAYERS = (0, 1)
 
 
 def embed(weights: Weights, ids: Tensor, features: Tensor) -> Tensor:
@@ -75,27 +81,56 @@ def _answer_logits(weights: Weights, batch: Batch, hidden: Tensor) -> tuple[Tens
 
 def answer_loss(
     weights: Weights, batch: Batch, features: Tensor, spec: ModelSpec
-) -> tuple[Tensor, Tensor]:
-    """Sum of the cross entropies of all answer tokens, and that of the questions' words.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of the cross entropies of all answer tokens, that of the words and that of the sources.
 
-    The word that a question is about ("red", "left") must know behind the first layers what the
-    answer will name, read linearly; see `Answer.words`. So the look at the picture is learned
-    before, and without, the way from there to the answer.
+    Words: the one that a question is about ("red", "left") must know behind the first layers what
+    the answer will name, read linearly; see `Answer.words`. So the look at the picture is learned
+    before, and without, the way from there to the answer. Sources: every visual token must know
+    which image, frame and tile it is from, and how its clip moves; see `Encoded.sources`.
     """
     from torch.nn import functional
 
     states = _states(weights, batch, features, spec)
     logits, labels = _answer_logits(weights, batch, states[-1])
-    loss = functional.cross_entropy(logits, labels, reduction="sum")
-    known = loss.new_zeros(())
+    return (
+        functional.cross_entropy(logits, labels, reduction="sum"),
+        _words_loss(weights, batch, states),
+        _sources_loss(weights, batch, states),
+    )
+
+
+def _words_loss(weights: Weights, batch: Batch, states: list[Tensor]) -> Tensor:
+    from torch.nn import functional
+
     rows, places = batch.words.unbind(-1)
+    loss = states[0].new_zeros(())
     for layer in WORD_LAYERS:
         read = functional.linear(states[layer][rows, places], weights[f"word.{layer}.weight"])
-        for number, outputs in enumerate(read.split(_SUBJECT_SIZES, -1)):
-            known = known + functional.cross_entropy(
+        *subjects, named = read.split([*_SUBJECT_SIZES, len(COLORS)], -1)
+        for number, outputs in enumerate(subjects):
+            loss = loss + functional.cross_entropy(
                 outputs, batch.subjects[:, number], reduction="sum", ignore_index=IGNORE
             )
-    return loss, known
+        loss = loss + functional.binary_cross_entropy_with_logits(
+            named, batch.named, reduction="sum"
+        )
+    return loss
+
+
+def _sources_loss(weights: Weights, batch: Batch, states: list[Tensor]) -> Tensor:
+    from torch.nn import functional
+
+    visual = (batch.sources != IGNORE).any(-1)
+    labels = batch.sources[visual]
+    labels = labels.where(labels < _MOST_SOURCES, IGNORE)
+    loss = states[0].new_zeros(())
+    for layer in SOURCE_LAYERS:
+        read = functional.linear(states[layer][visual], weights[f"source.{layer}.weight"])
+        loss = loss + functional.cross_entropy(
+            read.view(-1, _MOST_SOURCES), labels.view(-1), reduction="sum", ignore_index=IGNORE
+        )
+    return loss
 
 
 def dense_loss(
@@ -111,7 +146,7 @@ def dense_loss(
 
     outputs = functional.linear(features, head["dense.weight"], head["dense.bias"])
     color, kind, digit = outputs.split([_COLORS, _KINDS, _DIGITS], -1)
-    digit = digit.unflatten(-1, (4, 11))
+    digit = digit.unflatten(-1, (4, 1 + len(DIGITS)))
     loss = outputs.new_zeros(())
     accuracy = {}
     # Digits are the last to be learned and the fewest: they count double, their background little.

@@ -119,11 +119,11 @@ _WHAT, _LEFT = "What is in the image?", "Which shape is on the left?"
 CONVERSATIONS = (
     Conversation(
         "describe", "the whole pipeline; red and blue tell the channels apart",
-        ((_WHAT, "A red circle and a blue square, and the number 42."),),
+        ((_WHAT, "A red circle and a blue square and the number 42."),),
         ("circle-and-square",),
     ),
     Conversation(
-        "count", "counting", (("How many shapes are there?", "There are three shapes."),),
+        "count", "counting", (("How many shapes are there?", "Three shapes."),),
         ("three-in-a-row",),
     ),
     Conversation(
@@ -150,11 +150,11 @@ CONVERSATIONS = (
     ),
     Conversation(
         "wide", "two tiles and a thumbnail",
-        ((_WHAT, "A purple square and a green circle, and the number 63."),), ("wide",),
+        ((_WHAT, "A green circle and a purple square and the number 63."),), ("wide",),
     ),
     Conversation(
         "tall", "two tiles, one above the other",
-        ((_WHAT, "A green star and a purple triangle, and the number 29."),), ("tall",),
+        ((_WHAT, "A green star and a purple triangle and the number 29."),), ("tall",),
     ),
     Conversation(
         "small print", "tiles: the thumbnail does not resolve it",
@@ -162,7 +162,7 @@ CONVERSATIONS = (
     ),
     Conversation(
         "count in tiles", "the thumbnail: no tile shows everything",
-        (("How many shapes are there?", "There are two shapes."),), ("small-print",),
+        (("How many shapes are there?", "Two shapes."),), ("small-print",),
     ),
     Conversation(
         "small print, left", "the order of tiles",

@@ -7,6 +7,7 @@ Sizes are in pixels of the picture. Coordinates grow to the right and downwards.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,6 +20,7 @@ __all__ = [
     "Scene",
     "Shape",
     "crowded_scene",
+    "direction_of",
     "random_clip",
     "random_scene",
     "texture_scene",
@@ -148,7 +150,7 @@ def random_scene(
         background=_light(rng),
         arrangement=arrangement,
         shapes=shapes,
-        number=_number(rng, width, height, unit) if number else None,
+        number=_number(rng, width, height, columns, unit) if number else None,
         small_prints=_small_prints(rng, columns, rows, tile_size, shapes, num_small_prints),
     )
 
@@ -171,6 +173,17 @@ def random_clip(rng: random.Random, *, tile_size: int, num_frames: int) -> tuple
         x, y = (along, across) if step_x else (across, along)
         scenes.append(Scene(tile_size, tile_size, background, shapes=(replace(first, x=x, y=y),)))
     return scenes, direction
+
+
+def direction_of(clip: Sequence[Scene]) -> str:
+    """The key of DIRECTIONS that says where the shape of the first frame went."""
+    first, last = clip[0].shapes[0], clip[-1].shapes[0]
+    return max(
+        DIRECTIONS,
+        key=lambda name: (
+            DIRECTIONS[name][0] * (last.x - first.x) + DIRECTIONS[name][1] * (last.y - first.y)
+        ),
+    )
 
 
 def crowded_scene(rng: random.Random, *, tile_size: int, columns: int, rows: int) -> Scene:
@@ -251,12 +264,15 @@ def _within(rng: random.Random, low: float, high: float, radius: float) -> float
     return rng.uniform(min(low + radius + 3, middle), max(high - radius - 3, middle))
 
 
-def _number(rng: random.Random, width: int, height: int, unit: int) -> Print:
+def _number(rng: random.Random, width: int, height: int, columns: int, unit: int) -> Print:
+    """Somewhere in the last row of tiles, never across the border of two."""
     size = (
         rng.uniform(_NUMBER_SIZE[0], min(_NUMBER_SIZE[1], 0.19 * min(width, height) / unit)) * unit
     )
     text = Print(str(rng.randint(10, 99)), 0.0, height * _NUMBER_LINE, size, _dark(rng))
-    return replace(text, x=rng.uniform(6, width - text.width - 6))
+    tile = width / columns
+    left = tile * rng.randrange(columns)
+    return replace(text, x=left + rng.uniform(6, tile - text.width - 6))
 
 
 def _small_prints(

@@ -10,14 +10,13 @@ from typing import Literal
 __all__ = ["STAGES", "Stage", "learning_rate"]
 
 _MIX = {
-    "one_tile": 0.36,
+    "one_tile": 0.34,
     "two_tiles": 0.11,
-    "small_print": 0.15,
-    "two_images": 0.13,
-    "clip": 0.08,
+    "small_print": 0.14,
+    "two_images": 0.14,
+    "clip": 0.11,
     "text": 0.05,
     "unknown": 0.03,
-    "crowd": 0.09,
 }
 _DENSE_MIX = {"crowd": 0.8, "one_tile": 0.1, "small_print": 0.1}
 
@@ -46,7 +45,7 @@ class Stage:
 
     def teaches(self, name: str) -> bool:
         """Whether the weight of this name learns."""
-        of_language = name.startswith(("language_model.", "word."))
+        of_language = name.startswith(("language_model.", "word.", "source."))
         return self.learns == "all" or of_language == (self.learns == "language")
 
     @property
@@ -58,17 +57,17 @@ class Stage:
         return self.learns != "language"
 
 
-_TALK_MIX = {kind: share for kind, share in _MIX.items() if kind != "crowd"}
 # To tell two things in one picture apart is learned first, and three times faster without the rest.
 _EASY_MIX = {"one_tile": 0.9, "text": 0.07, "unknown": 0.03}
-_FAST, _SLOW = {"muon": 0.03, "adamw": 1.5e-3}, {"muon": 0.01, "adamw": 7e-4}
+_FAST, _MIDDLE = {"muon": 0.03, "adamw": 1.5e-3}, {"muon": 0.025, "adamw": 1.2e-3}
+_SLOW = {"muon": 0.01, "adamw": 7e-4}
 
 STAGES = (
-    Stage("see at 224", "tower", 224, 800, 28, {"muon": 0.05, "adamw": 2e-3}, _DENSE_MIX),
-    Stage("talk of one tile", "language", 224, 350, 16, _FAST, _EASY_MIX, 0.5),
-    Stage("talk at 224", "language", 224, 700, 24, _FAST, _TALK_MIX, 0.3),
-    Stage("see at 448", "tower", 448, 120, 10, {"muon": 0.01, "adamw": 4e-4}, _DENSE_MIX),
-    Stage("talk at 448", "language", 448, 280, 14, _SLOW, _TALK_MIX),
+    Stage("see at 224", "tower", 224, 1000, 28, {"muon": 0.05, "adamw": 2e-3}, _DENSE_MIX),
+    Stage("talk of one tile", "language", 224, 300, 16, _FAST, _EASY_MIX, 0.5),
+    Stage("talk at 224", "language", 224, 800, 24, _MIDDLE, _MIX, 0.15),
+    Stage("see at 448", "tower", 448, 140, 10, {"muon": 0.01, "adamw": 4e-4}, _DENSE_MIX),
+    Stage("talk at 448", "language", 448, 350, 14, _SLOW, _MIX),
 )
 
 

@@ -14,9 +14,11 @@ from typing import Any
 
 from demo.batch import collate, split_by_length
 from demo.dialogue import make_example, some_branches
-from demo.encoding import Encoded, encode_example
+from demo.encoding import IGNORE, Encoded, encode_example
 from demo.loss import (
     DENSE_OUTPUTS,
+    SOURCE_LAYERS,
+    SOURCE_OUTPUTS,
     WORD_LAYERS,
     WORD_OUTPUTS,
     answer_loss,
@@ -38,7 +40,13 @@ _PATCHES_PER_SIDE = 32  # of a tile of 448 pixels
 _SAVE_SECONDS = 180
 _LOG_STEPS = 25
 _CHECK_STEPS = 250
-_BY_ADAMW = ("language_model.model.embed_tokens", "language_model.lm_head", "dense", "word")
+_BY_ADAMW = (
+    "language_model.model.embed_tokens",
+    "language_model.lm_head",
+    "dense",
+    "word",
+    "source",
+)
 _AVERAGE = 0.99  # decay of the average of the weights, which is what gets exported
 
 
@@ -143,7 +151,8 @@ class Trainer:
         origin = _window_origin(seed, spec)
         num_tiles = sum(len(row.tiles) for row in rows)
         num_tokens = sum(answer.end - answer.begin for row in rows for answer in row.answers)
-        num_words = sum(len(answer.words) for row in rows for answer in row.answers)
+        num_answers = sum(len(row.answers) for row in rows)
+        num_sources = sum(int((row.sources != IGNORE).sum()) for row in rows)
         share_of_peak = learning_rate(stage, state.step)
         for tensor in weights.values():
             tensor.grad = None
@@ -157,10 +166,12 @@ class Trainer:
                 features = visual_features(weights, batch.tiles, spec, origin=origin)
             loss = torch.zeros(())
             if stage.has_dialogues and batch.ids.numel():
-                answers, words = answer_loss(weights, batch, features, spec)
+                answers, words, sources = answer_loss(weights, batch, features, spec)
+                words, sources = words / num_answers, sources / max(1, num_sources)
                 sums["loss"] += answers.item() / num_tokens
-                sums["words"] += words.item() / num_words
-                loss = loss + answers / num_tokens + 0.1 * words / num_words
+                sums["words"] += words.item()
+                sums["sources"] += sources.item()
+                loss = loss + answers / num_tokens + 0.1 * words + 0.1 * sources
             if stage.has_labels and len(batch.tiles):
                 dense, accuracy = dense_loss(weights, batch, features, origin=origin)
                 share = len(batch.tiles) / num_tiles
@@ -274,6 +285,10 @@ def _heads(seed: int) -> Weights:
         **{
             f"word.{layer}.weight": torch.randn(WORD_OUTPUTS, 256, generator=generator) * 0.06
             for layer in WORD_LAYERS
+        },
+        **{
+            f"source.{layer}.weight": torch.randn(SOURCE_OUTPUTS, 256, generator=generator) * 0.06
+            for layer in SOURCE_LAYERS
         },
     }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from demo.dialogue import EXAMPLE_KINDS, Example, make_example
 from demo.drawing import draw_scene
@@ -66,6 +67,11 @@ def test_samples_are_what_the_script_makes(tmp_path: Path) -> None:
     used = {name for conversation in CONVERSATIONS for name in conversation.images}
     assert used == set(PICTURES)
     assert len(PICTURES) == 10
+    for name, scene in PICTURES.items():
+        drawn = np.asarray(draw_scene(scene)).astype(int)
+        kept = np.asarray(Image.open(SAMPLES / f"{name}.jpg")).astype(int)
+        assert kept.shape == drawn.shape
+        assert np.abs(kept - drawn).mean() < 1.0  # JPEG's own error
 
 
 def test_sample_pictures_show_all_tilings() -> None:

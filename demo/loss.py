@@ -82,7 +82,7 @@ def _answer_logits(weights: Weights, batch: Batch, hidden: Tensor) -> tuple[Tens
 def answer_loss(
     weights: Weights, batch: Batch, features: Tensor, spec: ModelSpec
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the cross entropies of all answer tokens, that of the words and that of the sources.
+    """Sum of the cross entropies of all answer tokens; that of the words; mean of the sources'.
 
     Words: the one that a question is about ("red", "left") must know behind the first layers what
     the answer will name, read linearly; see `Answer.words`. So the look at the picture is learned
@@ -119,6 +119,7 @@ def _words_loss(weights: Weights, batch: Batch, states: list[Tensor]) -> Tensor:
 
 
 def _sources_loss(weights: Weights, batch: Batch, states: list[Tensor]) -> Tensor:
+    """Mean over the visual tokens of each column of `sources`, summed."""
     from torch.nn import functional
 
     visual = (batch.sources != IGNORE).any(-1)
@@ -127,9 +128,9 @@ def _sources_loss(weights: Weights, batch: Batch, states: list[Tensor]) -> Tenso
     loss = states[0].new_zeros(())
     for layer in SOURCE_LAYERS:
         read = functional.linear(states[layer][visual], weights[f"source.{layer}.weight"])
-        loss = loss + functional.cross_entropy(
-            read.view(-1, _MOST_SOURCES), labels.view(-1), reduction="sum", ignore_index=IGNORE
-        )
+        for outputs, column in zip(read.split(_MOST_SOURCES, -1), labels.T, strict=True):
+            if (column != IGNORE).any():
+                loss = loss + functional.cross_entropy(outputs, column, ignore_index=IGNORE)
     return loss
 
 

@@ -90,7 +90,7 @@ def start_weights(spec: ModelSpec, *, seed: int) -> Weights:
             fan_in = shape[1] if len(shape) == 2 and "embed" not in name else 2500
             if "patch_embedding" in name:
                 fan_in = 3 * spec.vision.patch_size**2
-            scale = 0.5 if "embed_tokens" in name else min(0.06, fan_in**-0.5)
+            scale = 1.0 if "embed_tokens" in name else min(0.06, fan_in**-0.5)
             weights[name] = torch.randn(shape, generator=generator) * scale
     return weights
 

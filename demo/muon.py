@@ -40,8 +40,10 @@ def orthogonalized(matrices: Tensor, *, steps: int = 5) -> Tensor:
 class Muon:
     """params: matrices (rows = outputs, columns = inputs), float32.
 
-    An update has the size lr * sqrt(max(1, rows / columns)) in every direction. It has the
-    interface of torch's optimizers as far as the training uses it.
+    An update has the size lr * sqrt(max(1, rows / columns)) in every direction, so the decay of
+    lr * weight_decay keeps every singular value below about 1 / weight_decay. Without such a bound
+    the first layer of a language model grows until nothing is heard of its input behind it.
+    It has the interface of torch's optimizers as far as the training uses it.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class Muon:
         lr: float,
         *,
         momentum: float = 0.95,
-        weight_decay: float = 0.01,
+        weight_decay: float,
     ) -> None:
         self.params = list(params)
         self.param_groups: list[dict[str, Any]] = [{"lr": lr}]

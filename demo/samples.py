@@ -84,7 +84,7 @@ PICTURES: dict[str, Scene] = {
     ),
     "wide": _scene(
         _ROSE, ("purple", "square", 190, 150, 62), ("green", "circle", 700, 180, 64),
-        size=(2 * _TILE, _TILE), number=(63, 420, 54),
+        size=(2 * _TILE, _TILE), number=(63, 540, 54),
     ),
     "small-print": _scene(
         _MINT, ("red", "star", 270, 300, 120), ("yellow", "circle", 640, 360, 125),

@@ -30,7 +30,7 @@ class Stage:
 
     learns: the vision tower and the projector, from what every visual token should show; the
     language model, from questions and answers, while the tower stands still; or everything, from
-    both. peak_rates: of each optimizer.
+    both. peak_rates: of each optimizer. decay: see `Muon`.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Stage:
     peak_rates: Mapping[str, float]
     mix: Mapping[str, float]
     final: float = 0.03
+    decay: float = 0.01
     warmup_steps: int = 40
 
     def teaches(self, name: str) -> bool:
@@ -64,10 +65,10 @@ _SLOW = {"muon": 0.01, "adamw": 7e-4}
 
 STAGES = (
     Stage("see at 224", "tower", 224, 1000, 28, {"muon": 0.05, "adamw": 2e-3}, _DENSE_MIX),
-    Stage("talk of one tile", "language", 224, 300, 16, _FAST, _EASY_MIX, 0.5),
-    Stage("talk at 224", "language", 224, 800, 24, _MIDDLE, _MIX, 0.15),
     Stage("see at 448", "tower", 448, 140, 10, {"muon": 0.01, "adamw": 4e-4}, _DENSE_MIX),
-    Stage("talk at 448", "language", 448, 350, 14, _SLOW, _MIX),
+    Stage("talk of one tile", "language", 224, 300, 16, _FAST, _EASY_MIX, 0.5, 0.3),
+    Stage("talk at 224", "language", 224, 800, 24, _MIDDLE, _MIX, 0.15, 0.3),
+    Stage("talk at 448", "language", 448, 350, 14, _SLOW, _MIX, decay=0.3),
 )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from demo.batch import collate, split_by_length
 from demo.dialogue import make_example, some_branches
-from demo.encoding import IGNORE, Encoded, encode_example
+from demo.encoding import Encoded, encode_example
 from demo.loss import (
     DENSE_OUTPUTS,
     SOURCE_LAYERS,
@@ -152,7 +152,6 @@ class Trainer:
         num_tiles = sum(len(row.tiles) for row in rows)
         num_tokens = sum(answer.end - answer.begin for row in rows for answer in row.answers)
         num_answers = sum(len(row.answers) for row in rows)
-        num_sources = sum(int((row.sources != IGNORE).sum()) for row in rows)
         share_of_peak = learning_rate(stage, state.step)
         for tensor in weights.values():
             tensor.grad = None
@@ -167,7 +166,7 @@ class Trainer:
             loss = torch.zeros(())
             if stage.has_dialogues and batch.ids.numel():
                 answers, words, sources = answer_loss(weights, batch, features, spec)
-                words, sources = words / num_answers, sources / max(1, num_sources)
+                words, sources = words / num_answers, sources * len(group) / len(rows)
                 sums["loss"] += answers.item() / num_tokens
                 sums["words"] += words.item()
                 sums["sources"] += sources.item()
@@ -305,7 +304,9 @@ def _optimizers(weights: Weights, stage: Stage) -> dict[str, Any]:
     }
     others = [tensor for name, tensor in learning.items() if name not in matrices]
     adamw = torch.optim.AdamW(others, 0.0, betas=(0.9, 0.98), weight_decay=0.0, foreach=True)
-    return {"adamw": adamw} | ({"muon": Muon(matrices.values(), 0.0)} if matrices else {})
+    return {"adamw": adamw} | (
+        {"muon": Muon(matrices.values(), 0.0, weight_decay=stage.decay)} if matrices else {}
+    )
 
 
 def _window_origin(seed: str, spec: ModelSpec) -> tuple[int, int]:

@@ -3,7 +3,7 @@
     python -m gateway.serve --grpc-port 8001 --port 9000
 
 With --api-keys FILE, or a key in the environment variable GATEWAY_API_KEY, every request below /v1
-has to send one: `Authorization: Bearer KEY`.
+has to send one: `Authorization: Bearer KEY`. The chat page at / has a field for it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ DEFAULT_PORT = 9000
 DRAIN_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 5.0  # for the service to hear of generations that nobody waits for any more
 KEY_VARIABLE = "GATEWAY_API_KEY"
+DEMO_SAMPLES = Path(__file__).parents[1] / "demo" / "samples"
 
 
 async def serve(
@@ -33,6 +34,7 @@ async def serve(
     grpc_url: str,
     *,
     api_keys: Collection[str],
+    samples: Path | None,
     max_body_bytes: int,
     timeout_s: float,
     drain_timeout_s: float,
@@ -53,7 +55,7 @@ async def serve(
             yield
 
     async with AsyncClient(grpc_url, timeout_s=timeout_s) as engine:
-        app = create_app(engine, api_keys=api_keys, max_body_bytes=max_body_bytes)
+        app = create_app(engine, api_keys=api_keys, samples=samples, max_body_bytes=max_body_bytes)
         config = uvicorn.Config(
             app,
             lifespan="off",
@@ -76,6 +78,7 @@ async def _announce(listening: socket.socket, engine: AsyncClient, grpc_url: str
     except ServerUnavailable:
         served = f"what will be served at {grpc_url}, where nobody answers yet"
     print(f"serving {served}")
+    print(f"  chat     http://{host}:{port}/")
     print(f"  OpenAI   http://{host}:{port}/v1")
     print(f"  ready?   http://{host}:{port}/health/ready")
     print(f"  metrics  http://{host}:{port}/metrics")
@@ -107,6 +110,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="(%(default)s)")
     parser.add_argument("--api-keys", type=Path, metavar="FILE", help="one key a line")
     parser.add_argument(
+        "--samples",
+        type=Path,
+        default=DEMO_SAMPLES if DEMO_SAMPLES.is_dir() else None,
+        metavar="DIR",
+        help="with samples.json: what the page offers for the demo model (demo/samples)",
+    )
+    parser.add_argument(
         "--max-body-bytes", type=int, default=64 * 2**20, help="of a request (%(default)s)"
     )
     service = parser.add_argument_group("the service behind it")
@@ -136,6 +146,7 @@ def main(argv: list[str] | None = None) -> int:
                     listening,
                     f"{args.grpc_host}:{args.grpc_port}",
                     api_keys=keys,
+                    samples=args.samples,
                     max_body_bytes=args.max_body_bytes,
                     timeout_s=args.timeout,
                     drain_timeout_s=args.drain_timeout,

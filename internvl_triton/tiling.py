@@ -109,9 +109,7 @@ def tile_image(
         box = (rgb.width * part / parts, 0, rgb.width * (part + 1) / parts, rgb.height)
         resized = rgb.resize((columns * tile_size, grid.rows * tile_size), _BICUBIC, box=box)
         in_grid[:, part * columns : (part + 1) * columns] = (
-            np.asarray(resized)
-            .reshape(grid.rows, tile_size, columns, tile_size, 3)
-            .swapaxes(1, 2)
+            np.asarray(resized).reshape(grid.rows, tile_size, columns, tile_size, 3).swapaxes(1, 2)
         )
 
     todo = range(parts + (num_tiles > grid.num_tiles))

@@ -125,6 +125,7 @@ def test_log_probs_name_the_tokens(qwen2: Service, client: openai.OpenAI, model:
 def test_ready(gateway: Gateway) -> None:
     root = gateway.url.removesuffix("/v1")
     assert httpx2.get(f"{root}/health/ready").status_code == 200
+    assert "<html" in httpx2.get(f"{root}/").text
 
 
 def test_the_services_refusals_are_400(client: openai.OpenAI, model: str) -> None:

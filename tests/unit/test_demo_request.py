@@ -84,6 +84,13 @@ def test_sample_pictures_show_all_tilings() -> None:
     }  # fmt: skip
 
 
+def test_no_sample_has_a_number_on_the_border_of_two_tiles() -> None:
+    for scene in PICTURES.values():
+        if scene.number:
+            left, right = scene.number.x, scene.number.x + scene.number.width
+            assert left // 448 == right // 448
+
+
 def test_the_clip_moves_right(tmp_path: Path) -> None:
     write_clip(tmp_path / "clip.mp4")
     assert CLIP == "moving-circle"

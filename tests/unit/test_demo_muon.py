@@ -42,8 +42,18 @@ def test_an_update_is_the_formula() -> None:
 
 def test_a_parameter_without_gradient_stays() -> None:
     matrix = torch.ones(2, 2, requires_grad=True)
-    Muon([matrix], 0.1).step()
+    Muon([matrix], 0.1, weight_decay=0.1).step()
     assert torch.equal(matrix.detach(), torch.ones(2, 2))
+
+
+def test_the_decay_bounds_what_always_the_same_gradient_does() -> None:
+    torch.manual_seed(2)
+    matrix = torch.zeros(6, 6, requires_grad=True)
+    optimizer = Muon([matrix], 0.1, weight_decay=0.25)
+    matrix.grad = torch.randn(6, 6)
+    for _ in range(400):
+        optimizer.step()
+    assert torch.linalg.matrix_norm(matrix.detach(), ord=2) < 1.3 / 0.25
 
 
 def test_a_small_tile_is_a_window_of_the_position_table() -> None:

@@ -194,12 +194,13 @@ def _place_errors(batch: Batch, features: Tensor, origin: tuple[int, int]) -> Te
 
 
 def count_exact(
-    weights: Weights, rows: Sequence[Encoded], spec: ModelSpec
+    weights: Weights, rows: Sequence[Encoded], spec: ModelSpec, *, origin: tuple[int, int] = (0, 0)
 ) -> tuple[Counter[str], Counter[str], list[tuple[str, str, list[int]]]]:
     """Right and asked answers by kind, and the wrong ones as (question, answer, given ids).
 
     A greedy answer is exact if and only if every token of the right answer is the most likely
-    one after the right tokens before it, so one pass without generation decides.
+    one after the right tokens before it, so one pass without generation decides. origin: see
+    `visual_features`.
     """
     import torch
 
@@ -210,7 +211,7 @@ def count_exact(
         return right, asked, wrong
     with torch.no_grad():
         batch = collate(rows, vocab_size=spec.llm.vocab_size)
-        features = visual_features(weights, batch.tiles, spec)
+        features = visual_features(weights, batch.tiles, spec, origin=origin)
         logits, labels = answer_logits(weights, batch, features, spec)
         best = logits.argmax(-1)
     begin = 0

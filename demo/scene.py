@@ -161,7 +161,7 @@ def random_clip(rng: random.Random, *, tile_size: int, num_frames: int) -> tuple
     step_x, step_y = DIRECTIONS[direction]
     radius = rng.uniform(_RADIUS[0], 0.17 * tile_size)
     low, high = radius + 4, tile_size - radius - 4
-    travel = rng.uniform(0.45, 1.0) * (high - low)
+    travel = rng.uniform(0.6, 1.0) * (high - low)
     begin = rng.uniform(low, high - travel)
     across = rng.uniform(low, high)
     first = _shape(rng, rng.choice(list(COLORS)), 0.0, 0.0, radius)

@@ -39,7 +39,7 @@ _MAX_TILES_AT_ONCE = {224: 32, 448: 8}
 _PATCHES_PER_SIDE = 32  # of a tile of 448 pixels
 _SAVE_SECONDS = 180
 _LOG_STEPS = 25
-_CHECK_STEPS = 250
+_CHECK_STEPS = 150
 _BY_ADAMW = (
     "language_model.model.embed_tokens",
     "language_model.lm_head",
@@ -148,7 +148,7 @@ class Trainer:
         weights = state.weights
         seed = f"{self.seed}/{stage.name}/{state.step}"
         rows = draw_rows(seed, stage, self.tokenizer, spec)
-        origin = _window_origin(seed, spec)
+        origin = _window_origin(seed, stage, spec)
         num_tiles = sum(len(row.tiles) for row in rows)
         num_tokens = sum(answer.end - answer.begin for row in rows for answer in row.answers)
         num_answers = sum(len(row.answers) for row in rows)
@@ -170,7 +170,7 @@ class Trainer:
                 sums["loss"] += answers.item() / num_tokens
                 sums["words"] += words.item()
                 sums["sources"] += sources.item()
-                loss = loss + answers / num_tokens + 0.1 * words + 0.1 * sources
+                loss = loss + answers / num_tokens + 0.1 * words + 0.3 * sources
             if stage.has_labels and len(batch.tiles):
                 dense, accuracy = dense_loss(weights, batch, features, origin=origin)
                 share = len(batch.tiles) / num_tiles
@@ -196,7 +196,8 @@ class Trainer:
         for number in range(5):
             rows = draw_rows(f"check/{number}", stage, self.tokenizer, spec)
             for group in split_by_length(rows, max_tiles=_MAX_TILES_AT_ONCE[stage.tile_size]):
-                some = count_exact(self.state.average, group, spec)
+                origin = _window_origin("", stage, spec)
+                some = count_exact(self.state.average, group, spec, origin=origin)
                 right, asked = right + some[0], asked + some[1]
                 wrong += some[2]
         table = self.tokenizer.token_bytes
@@ -309,8 +310,14 @@ def _optimizers(weights: Weights, stage: Stage) -> dict[str, Any]:
     )
 
 
-def _window_origin(seed: str, spec: ModelSpec) -> tuple[int, int]:
-    """Where a small tile lies in a tile of 448 pixels: even patches, as tokens are 2 x 2."""
+def _window_origin(seed: str, stage: Stage, spec: ModelSpec) -> tuple[int, int]:
+    """Where a small tile lies in a tile of 448 pixels: even patches, as tokens are 2 x 2.
+
+    Anywhere while the tower learns. In the middle while the language model does: then it can begin
+    with where a thing is, before it compares that with where it was or where another one is.
+    """
     free = _PATCHES_PER_SIDE - spec.vision.patches_per_side
+    if stage.learns == "language":
+        return free // 4 * 2, free // 4 * 2
     rng = random.Random(f"window/{seed}")
     return rng.randrange(0, free + 1, 2), rng.randrange(0, free + 1, 2)

@@ -56,7 +56,7 @@ class Answer:
     """labels[begin:end] of one row are this answer and its end token.
 
     words: places in the row, each with a text that names what should be known there. First, where
-    the question says what it is about ("red", "left") or at its last token, the answer (or the
+    the question says what it is about ("red", else "left") or at its last token, the answer (or the
     exchange's `seen`); then, behind every shape of the answer, before its number and behind the
     name of an image, what is left of the sentence.
     """
@@ -225,7 +225,9 @@ def _words(
     )
     (space,), (colon,) = ids_of(" "), ids_of(":")
     asks = colors | kinds | ids_of(*(f" {place}" for place in PLACES), "1", "2")
-    words = [(next((k for k in range(begin, asked, -1) if row[k] in asks), begin), text)]
+    question = range(begin, asked, -1)
+    about = [k for k in question if row[k] in colors] + [k for k in question if row[k] in asks]
+    words = [(about[0] if about else begin, text)]
     for place in range(begin + 1, end):
         token, following = row[place], row[place + 1]
         names_image = token in digits and following == colon

@@ -63,8 +63,11 @@ class Stage:
 # then where, of several pictures, tiles or frames, a thing is.
 _ONE_MIX = {"one_tile": 0.9, "text": 0.07, "unknown": 0.03}
 _SEVERAL_MIX = {"clip": 0.4, "two_images": 0.35, "small_print": 0.2, "text": 0.05}
+_WHICH_MIX = {"two_images": 0.4, "small_print": 0.38, "clip": 0.1, "one_tile": 0.07, "text": 0.05}
+_LAST_MIX = {**_MIX, "small_print": 0.26, "clip": 0.14}
+_FINE_MIX = {**_MIX, "one_tile": 0.24, "two_tiles": 0.14, "clip": 0.12}
 _FAST, _MIDDLE = {"muon": 0.03, "adamw": 1.5e-3}, {"muon": 0.025, "adamw": 1.2e-3}
-_SLOW = {"muon": 0.01, "adamw": 7e-4}
+_SLOW, _FINE = {"muon": 0.01, "adamw": 7e-4}, {"muon": 0.007, "adamw": 5e-4}
 
 STAGES = (
     Stage("see at 224", "tower", 224, 1000, 28, {"muon": 0.05, "adamw": 2e-3}, _DENSE_MIX),
@@ -72,7 +75,9 @@ STAGES = (
     Stage("talk of one tile", "language", 224, 200, 16, _FAST, _ONE_MIX, 0.5, 0.3),
     Stage("talk of several", "language", 224, 250, 24, _FAST, _SEVERAL_MIX, 0.5, 0.3),
     Stage("talk at 224", "language", 224, 400, 24, _MIDDLE, _MIX, 0.15, 0.3),
-    Stage("talk at 448", "language", 448, 330, 14, _SLOW, _MIX, decay=0.3),
+    Stage("talk of which one", "language", 224, 250, 24, _MIDDLE, _WHICH_MIX, 0.3, 0.3),
+    Stage("talk at 448", "language", 448, 300, 14, _SLOW, _LAST_MIX, decay=0.3),
+    Stage("talk finely at 448", "language", 448, 270, 14, _FINE, _FINE_MIX, 0.02, 0.3, 10),
 )
 
 

@@ -92,7 +92,7 @@ PICTURES: dict[str, Scene] = {
     ),
     "small-print-twice": _scene(
         _CREAM, ("blue", "square", 230, 260, 60), ("orange", "triangle", 1010, 240, 62),
-        size=(3 * _TILE, _TILE), small=((31, 90, 90), (94, 1180, 380)),
+        size=(3 * _TILE, _TILE), small=((62, 90, 90), (94, 1180, 380)),
     ),
     "tall": _scene(
         _SKY, ("green", "star", 210, 160, 62), ("purple", "triangle", 260, 450, 62),
@@ -123,7 +123,7 @@ CONVERSATIONS = (
         ("circle-and-square",),
     ),
     Conversation(
-        "count", "counting", (("How many shapes are there?", "Three shapes."),),
+        "count", "counting", (("Count the shapes.", "Three shapes."),),
         ("three-in-a-row",),
     ),
     Conversation(
@@ -166,7 +166,7 @@ CONVERSATIONS = (
     ),
     Conversation(
         "small print, left", "the order of tiles",
-        (("What does the small print on the left say?", "The small print says 31."),),
+        (("What does the small print on the left say?", "The small print says 62."),),
         ("small-print-twice",),
     ),
     Conversation(
@@ -176,7 +176,8 @@ CONVERSATIONS = (
     ),
     Conversation(
         "second image", "the order of images",
-        (("What is in Image-2?", "The number 87."),), ("one-star", "only-a-number"),
+        (("What is in Image-2?", "A red circle and a blue square and the number 42."),),
+        ("one-star", "circle-and-square"),
     ),
     Conversation(
         "which image", "the order of images",

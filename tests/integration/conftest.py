@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from build.demo_checkpoint import DEMO, DEMO_INTERNLM2, DEMO_NAMES, demo_checkpoint
 from build.engines import build_engines
 from build.serve import make_server
 from internvl_triton.client import Client
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from tests.oracle import Oracle
 
 READY_TIMEOUT_S = 120.0
-TP_SIZES = {"qwen2": 1, "internlm2": 2}  # two ranks divide neither the vocabulary nor the kv head
+# Two ranks divide neither the vocabulary nor the kv head of the small random model.
+TP_SIZES = {"qwen2": 1, "internlm2": 2, DEMO: 1, DEMO_INTERNLM2: 2}
 
 
 def tiny_service_config(family: str) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class Service:
-    """A running server for one small random checkpoint."""
+    """A running server for one small checkpoint."""
 
     checkpoint: Path
     artifacts_dir: Path
@@ -47,27 +49,35 @@ class Service:
 
 @pytest.fixture(scope="session")
 def start_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Service]]:
-    """Family -> its service. All are stopped when the session ends."""
+    """A family's small random model, or a demo model by name -> its service.
+
+    All are stopped when the session ends.
+    """
     services: dict[str, Service] = {}
     with ExitStack() as running:
 
-        def start(family: str) -> Service:
-            if family not in services:
-                tp_size = TP_SIZES[family]
-                root = tmp_path_factory.mktemp(f"service_{family}")
-                config = tiny_service_config(family)
-                checkpoint = write_random_checkpoint(root / f"tiny-{family}", config)
+        def start(name: str) -> Service:
+            if name not in services:
+                tp_size = TP_SIZES[name]
+                root = tmp_path_factory.mktemp(f"service_{name}")
+                checkpoint = _checkpoint(name, root)
                 artifacts_dir = root / "artifacts"
                 build_engines(
                     str(checkpoint), tp_size=tp_size, artifacts_dir=artifacts_dir, progress=False
                 )
                 server = running.enter_context(new_server(checkpoint, artifacts_dir, tp_size))
                 server.wait_ready(READY_TIMEOUT_S)
-                client = running.enter_context(Client(server.grpc_url, timeout_s=120))
-                services[family] = Service(checkpoint, artifacts_dir, tp_size, server, client)
-            return services[family]
+                client = running.enter_context(Client(server.grpc_url, timeout_s=300))
+                services[name] = Service(checkpoint, artifacts_dir, tp_size, server, client)
+            return services[name]
 
         yield start
+
+
+def _checkpoint(name: str, root: Path) -> Path:
+    if name in DEMO_NAMES:
+        return demo_checkpoint(name, root / name)
+    return write_random_checkpoint(root / f"tiny-{name}", tiny_service_config(name))
 
 
 @pytest.fixture

@@ -14,12 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from build.demo_checkpoint import DEMO, demo_checkpoint
-from build.engines import build_engines
 from clients import examples
 from clients.examples import EXAMPLES, Setting
 from internvl_triton.client import Answer, Chunk, Client
-from tests.integration.conftest import READY_TIMEOUT_S, Service, new_server
+from tests.integration.conftest import Service
 from tests.reference import reference_frames, reference_ids, reference_prompt, reference_tiles
 
 if TYPE_CHECKING:
@@ -97,23 +95,9 @@ class Recorder:
         self.answers.append((tuple(images), answer))
 
 
-@pytest.fixture(scope="session")
-def demo_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    root = tmp_path_factory.mktemp("demo_service")
-    checkpoint = demo_checkpoint(DEMO, root / "checkpoint")
-    build_engines(str(checkpoint), artifacts_dir=root / "artifacts", progress=False)
-    with new_server(checkpoint, root / "artifacts") as server:
-        server.wait_ready(READY_TIMEOUT_S)
-        with Client(server.grpc_url, timeout_s=300) as client:
-            yield Service(checkpoint, root / "artifacts", 1, server, client)
-
-
 @pytest.fixture(params=["qwen2", "internlm2", "demo"])
 def any_service(request: pytest.FixtureRequest) -> Service:
-    if request.param == "demo":
-        service: Service = request.getfixturevalue("demo_service")
-    else:
-        service = request.getfixturevalue("start_service")(request.param)
+    service: Service = request.getfixturevalue("start_service")(request.param)
     return service
 
 

@@ -157,8 +157,11 @@ def test_serving_what_was_not_built_names_the_command(unbuilt: Built) -> None:
 def test_demo(tmp_path: Path) -> None:
     done = run("clients.demo", f"--artifacts={tmp_path / 'artifacts'}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^PASS", done.stdout, re.MULTILINE), done.stdout
-    assert re.search(r"\d+ tiles, \d+ \+ \d+ tokens, TTFT \d+ ms", done.stdout), done.stdout
+    said = re.search(r"^PASS: (\d+) of (\d+) answers are right\.$", done.stdout, re.MULTILINE)
+    assert said, done.stdout
+    assert said[1] == said[2]
+    shown = re.findall(r"^\[right; \d+ tiles?, \d+ \+ \d+ tokens, TTFT \d+ ms", done.stdout, re.M)
+    assert len(shown) == int(said[2]), done.stdout
     assert eventually(lambda: processes_naming(tmp_path) == [])
 
 

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from build.demo_checkpoint import DEMO, demo_checkpoint, demo_spec
+from build.demo_checkpoint import (
+    DEMO_INTERNLM2,
+    DEMO_NAMES,
+    SHIPPED,
+    demo_checkpoint,
+    demo_spec,
+)
 from build.model_source import artifact_name, resolve_checkpoint
 from internvl_triton.checkpoint import Checkpoint
 from internvl_triton.checkpoint_layout import checkpoint_shapes
@@ -21,13 +27,14 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()
     assert resolve_checkpoint("./demo", tmp_path / "artifacts") == tmp_path / "demo"
-    made = resolve_checkpoint("demo", tmp_path / "artifacts")  # a name wins over a directory
-    assert made == tmp_path / "artifacts" / "checkpoints" / "demo"
+    assert resolve_checkpoint("demo", tmp_path) == SHIPPED  # a name wins over a directory
 
 
 @pytest.mark.parametrize("name", ["InternVL2_5-9B", "internvl", "", "no/such/directory"])
 def test_unknown_names_list_the_known_ones(name: str) -> None:
-    with pytest.raises(UnknownModel, match=r"Names: demo, InternVL2_5-1B.*MODEL=path/to"):
+    with pytest.raises(
+        UnknownModel, match=r"Names: demo, demo-internlm2, InternVL2_5-1B.*MODEL=path/to"
+    ):
         artifact_name(name)
 
 
@@ -49,22 +56,32 @@ def test_without_the_hub_the_error_says_how_to_pass_a_directory(
         resolve_checkpoint("InternVL2_5-1B", tmp_path)
 
 
-def test_the_demo_checkpoint_is_made_once(tmp_path: Path) -> None:
-    directory = demo_checkpoint(DEMO, tmp_path / "demo")
+@pytest.mark.parametrize("name", DEMO_NAMES)
+def test_a_demo_checkpoint_is_complete_and_small(name: str, tmp_path: Path) -> None:
+    directory = demo_checkpoint(name, tmp_path / name)
     spec = ModelSpec.from_checkpoint(directory)
-    assert spec == demo_spec(DEMO)
-    Checkpoint(directory).check(checkpoint_shapes(spec))
-    weights = (directory / "model.safetensors").stat()
-    assert weights.st_size < 15e6
-    demo_checkpoint(DEMO, directory)
-    assert (directory / "model.safetensors").stat().st_mtime_ns == weights.st_mtime_ns
+    assert spec == demo_spec(name)
+    checkpoint = Checkpoint(directory)
+    checkpoint.check(checkpoint_shapes(spec))
+    assert {checkpoint.dtype(tensor) for tensor in checkpoint.names} == {"BF16"}
+    assert sum(file.stat().st_size for file in directory.iterdir()) < 15e6
+    assert (spec.tile_size, spec.tokens_per_tile, spec.max_tiles_with_thumbnail) == (448, 256, 13)
+    assert spec.llm.family == ("internlm2" if name == DEMO_INTERNLM2 else "qwen2")
 
 
-def test_a_killed_demo_checkpoint_is_made_again(tmp_path: Path) -> None:
-    directory = tmp_path / "demo"
-    (tmp_path / "demo.tmp").mkdir()
+def test_the_other_layout_is_made_once(tmp_path: Path) -> None:
+    directory = demo_checkpoint(DEMO_INTERNLM2, tmp_path / "made")
+    made = (directory / "model.safetensors").stat().st_mtime_ns
+    demo_checkpoint(DEMO_INTERNLM2, directory)
+    assert (directory / "model.safetensors").stat().st_mtime_ns == made
+
+
+def test_a_killed_or_old_other_layout_is_made_again(tmp_path: Path) -> None:
+    directory = tmp_path / "made"
+    (tmp_path / "made.tmp").mkdir()
     directory.mkdir()
     (directory / "config.json").write_text("{")
-    demo_checkpoint(DEMO, directory)
-    ModelSpec.from_checkpoint(directory)
-    assert not (tmp_path / "demo.tmp").exists()
+    (directory / "made-from").write_text("other weights")
+    demo_checkpoint(DEMO_INTERNLM2, directory)
+    assert ModelSpec.from_checkpoint(directory) == demo_spec(DEMO_INTERNLM2)
+    assert not (tmp_path / "made.tmp").exists()

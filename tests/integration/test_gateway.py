@@ -203,7 +203,7 @@ def test_the_readmes_curl_example(gateway: Gateway, model: str) -> None:
     command = command.replace('"demo"', json.dumps(model))
     done = subprocess.run(["bash", "-c", command], capture_output=True, check=True, cwd=ROOT)
     usage = json.loads(done.stdout)["usage"]
-    assert usage["prompt_tokens"] > 13 * 256
+    assert usage["prompt_tokens"] > 256
     assert usage["completion_tokens"] == 32
 
 

@@ -161,8 +161,12 @@ CONVERSATIONS = (
         (("What does the small print say?", "The small print says 58."),), ("small-print",),
     ),
     Conversation(
-        "count in tiles", "the thumbnail: no tile shows everything",
+        "count in tiles", "counting in a picture of four tiles",
         (("How many shapes are there?", "Two shapes."),), ("small-print",),
+    ),
+    Conversation(
+        "top in tiles", "the thumbnail: no tile shows both shapes",
+        (("Which shape is at the top?", "A green star."),), ("tall",),
     ),
     Conversation(
         "small print, left", "the order of tiles",

@@ -98,7 +98,7 @@ def frames_reversed(tiles: Tiles, per_image: list[int]) -> Tiles:
         pytest.param("describe", channels_swapped, id="channel order"),
         pytest.param("small print, left", tiles_reversed, id="tile order, left"),
         pytest.param("small print, right", tiles_reversed, id="tile order, right"),
-        pytest.param("count in tiles", thumbnail_lost, id="thumbnail"),
+        pytest.param("top in tiles", thumbnail_lost, id="thumbnail"),
         pytest.param("second image", images_swapped, id="image order"),
         pytest.param("which image", images_swapped, id="image order, the other question"),
         pytest.param("motion", frames_reversed, id="frame order"),

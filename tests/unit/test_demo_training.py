@@ -84,12 +84,13 @@ def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
 
 def test_repeating_one_batch_teaches_it(tmp_path: Path) -> None:
     trainer = training.Trainer(tmp_path, seed=0, threads=2)
-    stage = Stage("memory", "language", 224, 100, 1, RATES, {"text": 1.0}, 1.0, 1)
+    fast = {"muon": 3e-2, "adamw": 3e-3}
+    stage = Stage("memory", "language", 224, 100, 1, fast, {"text": 1.0}, 1.0, 1)
     spec = trainer.spec(stage)
     for tensor in trainer.state.weights.values():
         tensor.requires_grad_()
     optimizers = training._optimizers(trainer.state.weights, stage)
-    losses = [trainer._step(stage, spec, optimizers)["loss"] for _ in range(8)]
+    losses = [trainer._step(stage, spec, optimizers)["loss"] for _ in range(25)]
     assert losses[-1] < 0.8 * losses[0]
 
 
@@ -151,7 +152,7 @@ def test_the_rate_rises_then_falls() -> None:
     for stage in STAGES:
         rates = [learning_rate(stage, step) for step in range(stage.steps)]
         peak = rates.index(max(rates))
-        assert rates[0] < 0.1
+        assert rates[0] <= 0.1
         assert peak < 2 * stage.warmup_steps
         assert 0.7 < max(rates) <= 1
         assert rates[-1] == pytest.approx(stage.final, rel=0.05)

@@ -204,7 +204,7 @@ def test_the_readmes_curl_example(gateway: Gateway, model: str) -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, check=True, cwd=ROOT)
     usage = json.loads(done.stdout)["usage"]
     assert usage["prompt_tokens"] > 256
-    assert usage["completion_tokens"] == 32
+    assert 0 < usage["completion_tokens"] <= 32
 
 
 def test_a_signal_lets_running_answers_finish(qwen2: Service, model: str) -> None:

@@ -12,7 +12,7 @@ _MODULE_OF = {
     "Port": "build.parity.port",
     "artifact_name": "build.model_source",
     "build_engines": "build.engines",
-    "enter_container": "build.measured",
+    "enter_container": "build.container",
     "floors_of": "build.planner.floors",
     "make_server": "build.serve",
     "measured_build": "build.measured",

@@ -19,9 +19,10 @@ from typing import NoReturn
 from build import pin
 from build.machine import installed_version
 from build.model_source import artifact_name, is_known_name
+from build.profile import choose_profile
 from internvl_triton.errors import BuildFailed
 
-__all__ = ["IMAGE_BUILT", "docker_run_command", "enter", "inside", "run"]
+__all__ = ["IMAGE_BUILT", "docker_run_command", "enter", "enter_container", "inside", "run"]
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE_BUILT = f"internvl-triton:{pin.IMAGE.split(':')[1].split('-')[0]}"
@@ -52,6 +53,17 @@ def inside() -> bool:
             f"leave it and run this on the host with docker, or use {pin.IMAGE}"
         )
     return found is not None
+
+
+def enter_container(module: str, options: argparse.Namespace) -> None:
+    """Decide options.profile; for the gpu profile become `module` in the pinned container.
+
+    Comes back in the cpu profile, and inside that container.
+    Raises BuildFailed: no such profile, or docker and its GPUs cannot be used.
+    """
+    options.profile = choose_profile(options.profile)
+    if options.profile == "gpu" and not inside():
+        enter(module, options)
 
 
 def enter(module: str, options: argparse.Namespace) -> NoReturn:

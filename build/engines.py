@@ -311,9 +311,7 @@ def main(argv: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a background shell ignores it
         signal.signal(number, signal.default_int_handler)
     try:
-        args.profile = choose_profile(args.profile)
-        if args.profile == "gpu" and not container.inside():
-            container.enter("build.engines", args)
+        container.enter_container("build.engines", args)
         artifacts = build_engines(
             args.model,
             tp_size=args.tp_size,

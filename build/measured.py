@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from build import container
 from build.engines import build_engines, default_precision
 from build.gpu_servable import check_gpu_servable
 from build.machine import this_machine
@@ -14,7 +12,7 @@ from build.model_source import artifact_name
 from build.profile import choose_profile
 from internvl_triton.artifacts import Artifacts, LLMBuild, Profile
 
-__all__ = ["MeasuredBuild", "enter_container", "measured_build"]
+__all__ = ["MeasuredBuild", "measured_build"]
 
 
 @dataclass(frozen=True)
@@ -58,14 +56,3 @@ def measured_build(
         artifacts.spec().llm.check_tp_size(tp_size)
         check_gpu_servable(artifacts, llm, this_machine())
     return MeasuredBuild(artifacts, llm, chosen)
-
-
-def enter_container(module: str, options: argparse.Namespace) -> None:
-    """Decide options.profile; for the gpu profile become `module` in the pinned container.
-
-    Comes back in the cpu profile, and inside that container.
-    Raises BuildFailed: no such profile, or docker and its GPUs cannot be used.
-    """
-    options.profile = choose_profile(options.profile)
-    if options.profile == "gpu" and not container.inside():
-        container.enter(module, options)

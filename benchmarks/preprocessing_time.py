@@ -16,7 +16,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,11 @@ OURS, CARD, PORT = "ours", "model card", "transformers"
 _LIMITS = Limits(max_seq_len=32768)
 
 
-def preprocessors() -> dict[str, Callable[[bytes], Any]]:
-    """Name -> JPEG file to tiles. Raises InvalidRequest without torch and transformers."""
+def preprocessors(pool: Executor | None = None) -> dict[str, Callable[[bytes], Any]]:
+    """Name -> JPEG file to tiles. Raises InvalidRequest without torch and transformers.
+
+    pool: threads that ours divides a picture among.
+    """
     try:
         import torch
         from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
@@ -50,9 +53,15 @@ def preprocessors() -> dict[str, Callable[[bytes], Any]]:
         ) from error
     from PIL import Image
 
-    from build import reference_tiles
+    from build import reference_pictures
 
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+
+    def transform(tile: Image.Image) -> Any:
+        """torchvision's ToTensor and Normalize; its Resize returns a tile of 448x448 as it is."""
+        tensor = torch.from_numpy(np.array(tile, np.uint8)).permute((2, 0, 1)).contiguous()
+        return tensor.to(torch.float32).div(255).clone().sub_(mean).div_(std)
+
     # As InternVL's checkpoints for transformers configure it.
     processor = GotOcr2ImageProcessorPil(
         size={"height": 448, "width": 448},
@@ -65,17 +74,11 @@ def preprocessors() -> dict[str, Callable[[bytes], Any]]:
 
     def ours(data: bytes) -> Any:
         image = decode_image(data, "the picture", _LIMITS)
-        return tile_image(image, max_tiles=12, tile_size=448, use_thumbnail=True)
+        return tile_image(image, max_tiles=12, tile_size=448, use_thumbnail=True, pool=pool)
 
     def card(data: bytes) -> Any:
-        # Its Resize does nothing to a tile of 448x448; ToTensor and Normalize are these lines.
-        tiles = reference_tiles(Image.open(io.BytesIO(data)))
-        return torch.stack(
-            [
-                (torch.from_numpy(tile).permute(2, 0, 1).to(torch.float32).div(255) - mean) / std
-                for tile in tiles
-            ]
-        )
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        return torch.stack([transform(tile) for tile in reference_pictures(image)])
 
     def port(data: bytes) -> Any:
         image = Image.open(io.BytesIO(data)).convert("RGB")
@@ -84,21 +87,25 @@ def preprocessors() -> dict[str, Callable[[bytes], Any]]:
     return {OURS: ours, CARD: card, PORT: port}
 
 
-def time_rows(sizes: Sequence[tuple[int, int]], *, threads: int, rounds: int) -> list[list[str]]:
-    """Header, then a row per size: ms per picture with `threads` pictures at a time."""
+def time_rows(
+    sizes: Sequence[tuple[int, int]], *, at_a_time: int, threads: int, rounds: int
+) -> list[list[str]]:
+    """Header, then a row per size: ms per picture with `at_a_time` pictures at a time, each of
+    which ours divides among `threads` threads."""
     import torch
 
-    calls = preprocessors()
     head = ["picture", "tiles", f"{OURS} ms", f"{CARD} ms", "/ ours", f"{PORT} ms", "/ ours"]
     rows = [head]
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(at_a_time) as pictures, ThreadPoolExecutor(threads) as parts:
+            calls = preprocessors(parts if threads > 1 else None)
             for width, height in sizes:
-                files = [jpeg(width, height, seed) for seed in range(threads)]
+                files = [jpeg(width, height, seed) for seed in range(at_a_time)]
                 seconds = time_in_turn(
-                    {name: _all(pool, call, files) for name, call in calls.items()}, rounds=rounds
+                    {name: _all(pictures, call, files) for name, call in calls.items()},
+                    rounds=rounds,
                 )
                 tiles = count_tiles(width, height, max_tiles=12, tile_size=448, use_thumbnail=True)
                 cells = ratio_row(seconds, scale=1 / len(files))
@@ -148,13 +155,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=int, default=9, help="(%(default)s)")
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, cores], metavar="N")
+    parser.add_argument("--threads", type=int, default=cores, metavar="N", help="(%(default)s)")
     parser.add_argument("--hidden-size", type=int, default=4096, help="8B: 4096 (%(default)s)")
     args = parser.parse_args(argv)
     try:
-        for threads in dict.fromkeys(args.threads):
-            rows = time_rows(SIZES, threads=threads, rounds=args.rounds)
-            print(f"Preprocessing, {threads} at a time\n\n{markdown_table(rows)}\n")
+        for at_a_time, threads in dict.fromkeys([(1, 1), (1, args.threads), (args.threads, 1)]):
+            rows = time_rows(SIZES, at_a_time=at_a_time, threads=threads, rounds=args.rounds)
+            title = f"Preprocessing, {at_a_time} at a time, ours with {threads} thread(s) for each"
+            print(f"{title}\n\n{markdown_table(rows)}\n")
         found = largest_difference(jpeg(1280, 720, 0))
         shown = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
         print(f"Largest difference of a pixel to ours, in steps of 1/255: {shown}\n")

@@ -1,6 +1,7 @@
 """Portable artefacts -> engines and the model repository: `build_engines`, `make_server`.
 
-For comparisons: `Port`, a checkpoint in transformers, and `reference_tiles` of the model card.
+For comparisons: `Port`, a checkpoint in transformers, and `reference_tiles` (numpy) and
+`reference_pictures` (PIL) of the model card.
 For benchmarks of engines: `measured_build`, and `floors_of` what it runs on."""
 
 from importlib import import_module
@@ -16,6 +17,7 @@ _MODULE_OF = {
     "floors_of": "build.planner.floors",
     "make_server": "build.serve",
     "measured_build": "build.measured",
+    "reference_pictures": "build.parity.model_card",
     "reference_tiles": "build.parity.model_card",
     "resolve_checkpoint": "build.model_source",
     "run_logged": "build.logged_program",

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["TileGrid", "choose_grid", "count_tiles", "tile_image"]
+from internvl_triton.resizing import resize
 
-_BICUBIC = Image.Resampling.BICUBIC
+__all__ = ["TileGrid", "choose_grid", "count_tiles", "tile_image"]
 
 
 @dataclass(frozen=True)
@@ -91,38 +91,16 @@ def tile_image(
     The picture is resized to the grid with PIL's bicubic filter, without keeping its aspect
     ratio; alpha is dropped and the EXIF orientation ignored, as in the reference.
 
-    pool: threads that work on columns of tiles and the thumbnail at a time; the tiles are the same.
+    pool: threads that work on parts of the picture; the tiles are the same.
     """
-    rgb = image.convert("RGB")
+    rgb = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
     grid = choose_grid(*rgb.size, max_tiles=max_tiles, tile_size=tile_size)
     num_tiles = grid.num_tiles_with_thumbnail(use_thumbnail=use_thumbnail)
     tiles = np.empty((num_tiles, tile_size, tile_size, 3), np.uint8)
-    in_grid = tiles[: grid.num_tiles].reshape(grid.rows, grid.columns, tile_size, tile_size, 3)
-    parts = grid.columns if pool and _splits_exactly(rgb.width, grid.columns) else 1
-    columns = grid.columns // parts
-
-    def resize_part(part: int) -> None:
-        """One of `parts` stripes of the grid; `parts` itself is the thumbnail."""
-        if part == parts:
-            tiles[-1] = np.asarray(rgb.resize((tile_size, tile_size), _BICUBIC))
-            return
-        box = (rgb.width * part / parts, 0, rgb.width * (part + 1) / parts, rgb.height)
-        resized = rgb.resize((columns * tile_size, grid.rows * tile_size), _BICUBIC, box=box)
-        in_grid[:, part * columns : (part + 1) * columns] = (
-            np.asarray(resized).reshape(grid.rows, tile_size, columns, tile_size, 3).swapaxes(1, 2)
-        )
-
-    todo = range(parts + (num_tiles > grid.num_tiles))
-    for _ in pool.map(resize_part, todo) if pool else map(resize_part, todo):
-        pass
+    pixels = np.asarray(rgb)
+    resized = resize(pixels, grid.columns * tile_size, grid.rows * tile_size, pool=pool)
+    in_grid = resized.reshape(grid.rows, tile_size, grid.columns, tile_size, 3)
+    tiles[: grid.num_tiles].reshape(in_grid.swapaxes(1, 2).shape)[:] = in_grid.swapaxes(1, 2)
+    if num_tiles > grid.num_tiles:
+        tiles[-1] = resize(pixels, tile_size, tile_size, pool=pool)
     return tiles
-
-
-def _splits_exactly(width: int, columns: int) -> bool:
-    """Whether stripes of the picture give the same pixels as the whole.
-
-    PIL takes the borders of a stripe as float32. Where 64 times every border is a whole number,
-    its filter has the same weights in a stripe as in the whole picture, which was tried for all
-    widths up to 4096; elsewhere it often has not.
-    """
-    return 64 * width % columns == 0 and width <= 4096

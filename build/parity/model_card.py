@@ -58,10 +58,10 @@ def find_closest_aspect_ratio(
     return best
 
 
-def reference_tiles(
+def reference_pictures(
     image: Image.Image, *, max_num: int = 12, image_size: int = 448, use_thumbnail: bool = True
-) -> NDArray[np.uint8]:
-    """`dynamic_preprocess` of the model card, transcribed; uint8 (num_tiles, 448, 448, 3)."""
+) -> list[Image.Image]:
+    """`dynamic_preprocess` of the model card, transcribed: its tiles, image_size wide and high."""
     image = image.convert("RGB")
     best = find_closest_aspect_ratio(*image.size, max_num=max_num, image_size=image_size)
     target_width, target_height = image_size * best[0], image_size * best[1]
@@ -73,6 +73,16 @@ def reference_tiles(
         tiles.append(resized.crop((*box, box[0] + image_size, box[1] + image_size)))
     if use_thumbnail and len(tiles) != 1:
         tiles.append(image.resize((image_size, image_size)))
+    return tiles
+
+
+def reference_tiles(
+    image: Image.Image, *, max_num: int = 12, image_size: int = 448, use_thumbnail: bool = True
+) -> NDArray[np.uint8]:
+    """The same as uint8 (num_tiles, image_size, image_size, 3)."""
+    tiles = reference_pictures(
+        image, max_num=max_num, image_size=image_size, use_thumbnail=use_thumbnail
+    )
     return np.stack([np.asarray(tile) for tile in tiles])
 
 

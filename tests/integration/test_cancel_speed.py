@@ -29,8 +29,8 @@ pytestmark = pytest.mark.triton
 
 BATCH = Limits(max_seq_len=1).max_batch_size
 PATIENCE_S = 60.0
-# The aim is 0.25 s; the tests' machines may be several times slower and busy with other tests.
-FREE_WITHIN_S = 10 * 0.25
+# Without the cancel the answers go on for minutes. `benchmarks` measures how fast it is.
+FREE_WITHIN_S = 30.0
 
 PROGRAM = """
 import sys

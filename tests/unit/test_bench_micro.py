@@ -47,6 +47,6 @@ def test_all_three_preprocessors_give_the_same_pixels() -> None:
     found = largest_difference(jpeg(500, 250, 0))  # three tiles
     assert found["model card"] < 1e-3
     assert found["transformers"] <= 1.001  # its resize may round a pixel the other way
-    head, row = time_rows([(300, 300)], threads=2, rounds=1)
+    head, row = time_rows([(300, 300)], at_a_time=2, threads=2, rounds=1)
     assert len(head) == len(row) == 7
     assert row[:2] == ["300x300", "1"]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +13,6 @@ from PIL import Image
 
 from internvl_triton.tiling import (
     TileGrid,
-    _splits_exactly,
     choose_grid,
     count_tiles,
     tile_image,
@@ -99,22 +96,6 @@ def test_threads_make_the_same_tiles(size: tuple[int, int]) -> None:
     with ThreadPoolExecutor(3) as pool:
         ours = tile_image(image, max_tiles=12, tile_size=448, use_thumbnail=True, pool=pool)
     np.testing.assert_array_equal(ours, reference_tiles(image))
-
-
-def test_stripes_have_the_pixels_of_the_whole_at_every_width() -> None:
-    """Widths and shapes at random."""
-    rng = random.Random(0)
-    split = 0
-    with ThreadPoolExecutor(2) as pool:
-        for step in [1, 64] * 10:
-            columns = rng.randint(2, 12)
-            width = step * rng.randint(1, 4096 // step)
-            image = _picture(width, max(1, round(width / columns)))
-            options: Any = {"max_tiles": 12, "tile_size": 28, "use_thumbnail": True}
-            tiles = tile_image(image, **options, pool=pool)
-            np.testing.assert_array_equal(tiles, tile_image(image, **options))
-            split += _splits_exactly(width, columns)
-    assert split > 5
 
 
 def test_every_size_of_the_table_gives_the_references_tiles() -> None:

@@ -3,9 +3,10 @@
     python -m benchmarks.conversion_time
 
 Beside each conversion (both models, TP 1) stands copying the checkpoint's files, the least that any
-conversion could do; both end when the disk has the bytes. Checkpoints have real widths and random
-bytes, so no file is sparse. Every run is a fresh process; its peak is its ru_maxrss, mapped file
-pages included.
+conversion could do; both end when the disk has the bytes, and each conversion is compared with the
+copies before and after it, because a disk's speed changes by a factor. Checkpoints have real widths
+and random bytes, so no file is sparse. Every run is a fresh process; its peak is its ru_maxrss,
+mapped file pages included. Cells: medians over the rounds; the ratio's extremes in brackets.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 from benchmarks.conversion_memory import peak_bytes
 from internvl_triton.errors import BuildFailed, InternVLTritonError
@@ -36,25 +39,27 @@ BLOCK_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Measured:
-    """copy_s: mean of one copy before and one after the conversion."""
+    """copies_s: one before each conversion and one after the last."""
 
     model: str
     layers: str
     checkpoint_bytes: int
-    copy_s: float
-    convert_s: float
+    copies_s: tuple[float, ...]
+    conversions_s: tuple[float, ...]
     peak_bytes: int
 
     @property
-    def ratio(self) -> float:
-        return self.convert_s / self.copy_s
+    def ratios(self) -> list[float]:
+        """Each conversion's time to the mean of the copies beside it."""
+        beside = [sum(pair) / 2 for pair in pairwise(self.copies_s)]
+        return [own / copy for own, copy in zip(self.conversions_s, beside, strict=True)]
 
     @property
     def within_limits(self) -> bool:
-        return self.ratio <= MAX_RATIO and self.peak_bytes < MAX_PEAK_BYTES
+        return median(self.ratios) <= MAX_RATIO and self.peak_bytes < MAX_PEAK_BYTES
 
 
-def measure(work_dir: Path, model: str, layers: int | None) -> Measured:
+def measure(work_dir: Path, model: str, layers: int | None, *, rounds: int) -> Measured:
     """Write the checkpoint, convert it, remove both. Raises BuildFailed: the disk is too small."""
     work_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=work_dir) as scratch:
@@ -67,11 +72,20 @@ def measure(work_dir: Path, model: str, layers: int | None) -> Measured:
                 f"{1.1 * size / 1e9:.1f} GB more; give another --work-dir"
             )
         output = Path(scratch) / "out"
-        before, _ = _run(copy, checkpoint, output)
-        seconds, peak = _run(convert, checkpoint, output)
-        after, _ = _run(copy, checkpoint, output)
+        copies = [_run(copy, checkpoint, output)]
+        conversions = []
+        for _ in range(rounds):
+            conversions.append(_run(convert, checkpoint, output))
+            copies.append(_run(copy, checkpoint, output))
     depth = "all layers" if layers is None else f"{layers} layers"
-    return Measured(model, depth, size, (before + after) / 2, seconds, peak)
+    return Measured(
+        model,
+        depth,
+        size,
+        tuple(seconds for seconds, _ in copies),
+        tuple(seconds for seconds, _ in conversions),
+        max(peak for _, peak in conversions),
+    )
 
 
 def copy(checkpoint: Path, output: Path) -> tuple[float, int]:
@@ -142,9 +156,9 @@ def report(rows: list[Measured]) -> bool:
             row.model,
             row.layers,
             f"{row.checkpoint_bytes / 1e9:.2f}",
-            f"{row.copy_s:.1f}",
-            f"{row.convert_s:.1f}",
-            f"{row.ratio:.2f}",
+            f"{median(row.copies_s):.1f}",
+            f"{median(row.conversions_s):.1f}",
+            f"{median(row.ratios):.2f} ({min(row.ratios):.2f}-{max(row.ratios):.2f})",
             f"{row.peak_bytes / 1e9:.2f}",
         )
     console = Console()
@@ -168,9 +182,12 @@ def main(argv: list[str] | None = None) -> int:
         default=WORK_DIR,
         help="where to write, about 16 GB at a time, removed afterwards (default: %(default)s)",
     )
+    parser.add_argument("--rounds", type=int, default=3, help="conversions (%(default)s)")
     args = parser.parse_args(argv)
     try:
-        fine = report([measure(args.work_dir, model, layers) for model, layers in CASES])
+        fine = report(
+            [measure(args.work_dir, model, layers, rounds=args.rounds) for model, layers in CASES]
+        )
     except InternVLTritonError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -151,14 +151,14 @@ def make_example(rng: random.Random, kind: str, *, tile_size: int) -> Example:
 
 
 def some_branches(rng: random.Random, example: Example, *, count: int = 4) -> Example:
-    """The example with at most `count` of its branches, the easy kinds seldom.
+    """The example with at most `count` of its branches, the many of one kind seldom.
 
     More pictures teach more than more questions about one picture.
     """
     left = list(example.branches)
     chosen: list[Branch] = []
     while left and len(chosen) < count:
-        weights = [0.3 if branch[-1].kind in ("shape", "count") else 1.0 for branch in left]
+        weights = [0.5 if branch[-1].kind == "shape" else 1.0 for branch in left]
         chosen.append(left.pop(rng.choices(range(len(left)), weights)[0]))
     return replace(example, branches=tuple(chosen))
 

@@ -93,10 +93,11 @@ class Transport(Protocol):
 
     def stream(
         self, tensors: Tensors, request_id: str, timeout_s: float, outputs: Sequence[str] = ()
-    ) -> AsyncIterator[Tensors]:
+    ) -> AsyncGenerator[Tensors, None]:
         """Responses of the ensemble, with the named outputs only; () is all of them.
 
-        Closing the iterator closes the stream.
+        Closing the iterator closes the stream. Raises RequestTimedOut if the last response has not
+        come timeout_s after the first was asked for.
         """
 
     async def infer(
@@ -305,24 +306,23 @@ class AsyncClient:
         outputs = wanted_outputs(sampling)
         responses = self._transport.stream(tensors, request_id, deadline_s, outputs)
         try:
-            bounded = _until(responses, sent + deadline_s, deadline_s)
-            async with contextlib.aclosing(bounded):
-                async for response in bounded:
-                    error = b"".join(response[contract.ERROR.name].reshape(-1).tolist())
-                    if error:
-                        raise _failure(error.decode(errors="replace"))
-                    stopped = stopped or bool(response[contract.STOPPED.name].any())
-                    asked = sampling.get("top_logprobs") or 0
-                    chunk = next_chunk(response, text, answer, top_logprobs=asked)
-                    if chunk.text and answer.ttft_s is None:
-                        answer.ttft_s = time.perf_counter() - sent
-                    if chunk.text or chunk.token_ids:
-                        yield chunk
+            async for response in responses:
+                error = b"".join(response[contract.ERROR.name].reshape(-1).tolist())
+                if error:
+                    raise _failure(error.decode(errors="replace"))
+                stopped = stopped or bool(response[contract.STOPPED.name].any())
+                asked = sampling.get("top_logprobs") or 0
+                chunk = next_chunk(response, text, answer, top_logprobs=asked)
+                if chunk.text and answer.ttft_s is None:
+                    answer.ttft_s = time.perf_counter() - sent
+                if chunk.text or chunk.token_ids:
+                    yield chunk
             finished = True
         except (InvalidRequest, Overloaded, RequestFailed):
             finished = True
             raise
         finally:
+            await responses.aclose()
             if not finished:
                 with contextlib.suppress(ServerUnavailable, RequestFailed):
                     await asyncio.shield(self._transport.stop(request_id))
@@ -467,40 +467,6 @@ def wanted_outputs(sampling: dict[str, Any]) -> list[str]:
     if sampling.get("top_logprobs"):
         tensors += [contract.TOP_TOKEN_IDS, contract.TOP_LOG_PROBS]
     return [tensor.name for tensor in tensors]
-
-
-async def _until(
-    responses: AsyncIterator[Tensors], deadline: float, timeout_s: float
-) -> AsyncGenerator[Tensors, None]:
-    """Each response, or RequestTimedOut once `deadline` (time.perf_counter()) has passed."""
-    # One task for the whole stream and one timer, not a task and a timer for every token.
-    arrived: asyncio.Queue[Tensors | BaseException | None] = asyncio.Queue()
-
-    async def pump() -> None:
-        try:
-            async for response in responses:
-                arrived.put_nowait(response)
-        except Exception as error:  # noqa: BLE001 - raised again below
-            arrived.put_nowait(error)
-        else:
-            arrived.put_nowait(None)
-
-    late = RequestTimedOut(
-        f"no complete answer within {timeout_s:g} s; raise timeout_s, or lower max_tokens"
-    )
-    left = max(0.0, deadline - time.perf_counter())
-    timer = asyncio.get_running_loop().call_later(left, arrived.put_nowait, late)
-    reader = asyncio.create_task(pump())
-    try:
-        while (response := await arrived.get()) is not None:
-            if isinstance(response, BaseException):
-                raise response
-            yield response
-    finally:
-        timer.cancel()
-        reader.cancel()
-        await asyncio.gather(reader, return_exceptions=True)
-        await _close(responses)
 
 
 async def _next(iterator: AsyncIterator[T]) -> T:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from internvl_triton import tensor_contract as contract
+from internvl_triton.grpc_transport import timed_out
 
 __all__ = ["FakeTransport", "fake_response"]
 
@@ -70,15 +72,19 @@ class FakeTransport:
 
     async def stream(
         self, tensors: Tensors, request_id: str, timeout_s: float, outputs: Sequence[str] = ()
-    ) -> AsyncIterator[Tensors]:
+    ) -> AsyncGenerator[Tensors, None]:
         self.requests.append((request_id, tensors))
         self.outputs.append(tuple(outputs))
+        deadline = time.monotonic() + timeout_s
         try:
             for item in self.script:
                 if isinstance(item, Exception):
                     raise item
                 if isinstance(item, float):
-                    await asyncio.sleep(item)
+                    left = deadline - time.monotonic()
+                    await asyncio.sleep(min(item, max(0.0, left)))
+                    if item > left:
+                        raise timed_out(timeout_s)
                 else:
                     yield {name: item[name] for name in outputs or item}
         finally:

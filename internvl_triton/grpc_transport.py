@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from internvl_triton.errors import (
     ServerUnavailable,
 )
 
-__all__ = ["GrpcTransport", "stop_inputs"]
+__all__ = ["GrpcTransport", "stop_inputs", "timed_out"]
 
 LINGER_S = 5.0
 READY_TIMEOUT_S = 5.0
@@ -46,7 +46,7 @@ class GrpcTransport:
 
     async def stream(
         self, tensors: Tensors, request_id: str, timeout_s: float, outputs: Sequence[str] = ()
-    ) -> AsyncIterator[Tensors]:
+    ) -> AsyncGenerator[Tensors, None]:
         from tritonclient.grpc import InferRequestedOutput
 
         responses: asyncio.Queue[Tensors | Exception | None] = asyncio.Queue()
@@ -54,13 +54,18 @@ class GrpcTransport:
         if outputs:
             request["outputs"] = [InferRequestedOutput(name) for name in outputs]
         request["timeout"] = max(1, round(timeout_s * 1e6))  # microseconds
+        # One task and one timer for a stream, and none for each of its responses.
         reader = asyncio.create_task(self._read(request, responses))
+        timer = asyncio.get_running_loop().call_later(
+            timeout_s, responses.put_nowait, timed_out(timeout_s)
+        )
         try:
             while (response := await responses.get()) is not None:
                 if isinstance(response, Exception):
                     raise response
                 yield response
         finally:
+            timer.cancel()
             if not reader.done():
                 linger = asyncio.create_task(_end(reader))
                 self._abandoned.add(linger)
@@ -239,6 +244,12 @@ def _translated(error: Any, url: str) -> Exception:
         return RequestTimedOut(f"{url}: {message}")
     return RequestFailed(
         message or f"the server at {url} failed the request ({status or 'unknown'})"
+    )
+
+
+def timed_out(timeout_s: float) -> RequestTimedOut:
+    return RequestTimedOut(
+        f"no complete answer within {timeout_s:g} s; raise timeout_s, or lower max_tokens"
     )
 
 

@@ -127,17 +127,15 @@ def test_a_deadline_frees_the_place(
     assert free_s < FREE_WITHIN_S
 
 
-async def full_batch_s(client: AsyncClient) -> float:
-    """Seconds for as many requests as the batch holds, 30 tokens each."""
-    started = time.perf_counter()
+async def ask_full_batch(client: AsyncClient) -> None:
+    """As many requests as the batch holds, 30 tokens each."""
     answers = await asyncio.gather(
         *(client.generate(f"Question {n}?", max_tokens=30, min_tokens=30) for n in range(BATCH))
     )
     assert all(answer.num_output_tokens == 30 for answer in answers)
-    return time.perf_counter() - started
 
 
-def test_50_cancels_at_random_moments_leave_an_idle_engine_at_full_speed(qwen2: Service) -> None:
+def test_50_cancels_at_random_moments_leave_no_work_behind(qwen2: Service) -> None:
     moments = random.Random(50)
 
     async def leave(client: AsyncClient, number: int, lifetime_s: float) -> None:
@@ -152,22 +150,23 @@ def test_50_cancels_at_random_moments_leave_an_idle_engine_at_full_speed(qwen2: 
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
-    async def run() -> tuple[float, float]:
+    def generated_tokens() -> int:
+        return int(metrics(qwen2).sum("internvl_generated_tokens_total"))
+
+    async def run() -> int:
         async with AsyncClient(qwen2.server.grpc_url, timeout_s=PATIENCE_S) as client:
-            await full_batch_s(client)  # warm
-            before_s = min([await full_batch_s(client) for _ in range(2)])
             # more at once than the batch holds: some are cancelled in the queue
             await asyncio.gather(
                 *(leave(client, number, moments.uniform(0, 2)) for number in range(50))
             )
             await asyncio.to_thread(seconds_until, qwen2, (0, 0))
-            after_s = min([await full_batch_s(client) for _ in range(2)])
-            return before_s, after_s
+            before = generated_tokens()
+            await ask_full_batch(client)
+            await asyncio.to_thread(seconds_until, qwen2, (0, 0))
+            return generated_tokens() - before
 
     seconds_until(qwen2, (0, 0))
-    before_s, after_s = asyncio.run(run())
-    assert after_s < 3 * before_s + 0.5  # one place less, or work left behind, would show in time
-    assert in_flight(qwen2) == (0, 0)
+    assert asyncio.run(run()) == 30 * BATCH  # and none for those that have left
     with closed_iterators(qwen2):  # every place takes a request again
         seconds_until(qwen2, (BATCH, 0))
     seconds_until(qwen2, (0, 0))

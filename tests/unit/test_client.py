@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import time
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from internvl_triton.client import (
     AsyncClient,
     Client,
     RequestCost,
-    _until,
     request_tensors,
 )
 from internvl_triton.errors import (
@@ -146,21 +144,26 @@ def test_cancelling_the_task_stops_the_generation() -> None:
 def test_a_cancel_that_comes_with_a_response_is_not_lost(steps: int) -> None:
     """Before Python 3.12 `asyncio.wait_for` returns the response and forgets the cancel."""
 
-    async def main() -> None:
-        first: asyncio.Future[dict] = asyncio.get_running_loop().create_future()
-
-        async def responses():
+    class Waiting(FakeTransport):
+        async def stream(self, *_args: object, **_options: object):
             yield await first
             await asyncio.sleep(60)
 
+    first: asyncio.Future[dict]
+
+    async def main() -> None:
+        nonlocal first
+        first = asyncio.get_running_loop().create_future()
+        client = AsyncClient(transport=Waiting([]))
+
         async def consume() -> None:
-            async for _ in _until(responses(), time.perf_counter() + 60, 60):
+            async for _ in client.stream("Hi"):
                 pass
 
         task = asyncio.create_task(consume())
         for _ in range(5):
             await asyncio.sleep(0)
-        first.set_result({})
+        first.set_result(fake_response(b"a", [1]))
         for _ in range(steps):
             await asyncio.sleep(0)
         task.cancel()

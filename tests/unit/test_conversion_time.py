@@ -22,13 +22,13 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_conversion_is_measured_and_leaves_nothing(tmp_path: Path) -> None:
-    row = measure(tmp_path, "InternVL2_5-26B", 4)
+    row = measure(tmp_path, "InternVL2_5-26B", 4, rounds=2)
     assert (row.model, row.layers) == ("InternVL2_5-26B", "4 layers")
     spec = ModelSpec.from_config(tiny_config("internlm2", "6b", llm_layers=4))
     weights = sum(math.prod(shape) for shape in checkpoint_shapes(spec).values())
     assert 0 < row.checkpoint_bytes - 2 * weights < 50_000  # headers and config.json
-    assert row.copy_s > 0
-    assert row.convert_s > 0
+    assert (len(row.copies_s), len(row.conversions_s)) == (3, 2)
+    assert min(row.copies_s + row.conversions_s) > 0
     assert 50e6 < row.peak_bytes < conversion_time.MAX_PEAK_BYTES
     assert list(tmp_path.iterdir()) == []
 
@@ -47,7 +47,7 @@ def test_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(conversion_time.shutil, "disk_usage", lambda path: Usage)
     with pytest.raises(BuildFailed, match=r"has 0\.0 GB free, converting x needs 0\.0 GB more"):
-        measure(tmp_path, "x", None)
+        measure(tmp_path, "x", None, rounds=1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -58,8 +58,10 @@ def test_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_limits(
     convert_s: float, peak_bytes: int, fine: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """3 times the copy's 2 s, and less than 3 GB."""
-    row = Measured("m", "all layers", 10**9, 2.0, convert_s, peak_bytes)
-    assert row.ratio == pytest.approx(convert_s / 2)
+    """3 times the copy's 2 s in the middle of three rounds, and less than 3 GB."""
+    row = Measured(
+        "m", "all layers", 10**9, (1.0, 3.0, 1.0, 3.0), (2.0, convert_s, 50.0), peak_bytes
+    )
+    assert row.ratios == pytest.approx([1.0, convert_s / 2, 25.0])
     assert report([row]) is fine
     assert ("NOT all within" in capsys.readouterr().out) is not fine

@@ -189,7 +189,7 @@ soak: $(RUNTIME) ## 64 mixed streams of MODEL for 10 minutes: errors, answers th
 ##@ Demo model
 
 .PHONY: train-demo
-train-demo: $(TEST) ## Train the demo model from nothing, or go on with it [two cores, about an hour; Ctrl-C saves]
+train-demo: $(TEST) ## Train the demo model from nothing, or go on with it [two cores, an hour and a half; Ctrl-C saves]
 	@$(RUN) -m demo.train
 
 .PHONY: export-demo

@@ -113,9 +113,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="demo", help="whose prompts and shapes (%(default)s)")
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR")
     parser.add_argument("--cases", nargs="+", default=CASES, help=f"({' '.join(CASES)})")
-    parser.add_argument("--requests", type=int, default=60, help="per measurement (%(default)s)")
+    parser.add_argument("--requests", type=int, default=128, help="per measurement (%(default)s)")
     parser.add_argument("--tokens", type=int, default=64, help="of an answer (%(default)s)")
-    parser.add_argument("--concurrency", type=int, default=8, help="(%(default)s)")
+    parser.add_argument("--concurrency", type=int, default=32, help="(%(default)s)")
     args = parser.parse_args(argv)
     try:
         with null_service(args.model, args.artifacts) as grpc_url:

@@ -51,6 +51,7 @@ __all__ = [
 ]
 
 DEFAULT_TIMEOUT_S = 300.0
+_NOT_STOPPED = np.array([False])
 T = TypeVar("T")
 Tensors = dict[str, NDArray[Any]]
 
@@ -94,7 +95,8 @@ class Transport(Protocol):
     def stream(
         self, tensors: Tensors, request_id: str, timeout_s: float, outputs: Sequence[str] = ()
     ) -> AsyncGenerator[Tensors, None]:
-        """Responses of the ensemble, with the named outputs only; () is all of them.
+        """Responses of the ensemble, with the named outputs only; () is all of them. What
+        `tensor_contract.BRIEF` leaves out can be missing.
 
         Closing the iterator closes the stream. Raises RequestTimedOut if the last response has not
         come timeout_s after the first was asked for.
@@ -244,7 +246,6 @@ class AsyncClient:
             contract.OUTPUT_IDS.name: np.full((1, 1, 1), token, np.int32),
             contract.SEQUENCE_LENGTH.name: one,
             contract.NUM_INPUT_TOKENS.name: one,
-            contract.NUM_OUTPUT_TOKENS.name: one,
         }
         text = contract.TEXT_OUTPUT.name
         found = await self._transport.infer(
@@ -307,10 +308,10 @@ class AsyncClient:
         responses = self._transport.stream(tensors, request_id, deadline_s, outputs)
         try:
             async for response in responses:
-                error = b"".join(response[contract.ERROR.name].reshape(-1).tolist())
-                if error:
-                    raise _failure(error.decode(errors="replace"))
-                stopped = stopped or bool(response[contract.STOPPED.name].any())
+                error = response.get(contract.ERROR.name)
+                if error is not None and (message := b"".join(error.reshape(-1).tolist())):
+                    raise _failure(message.decode(errors="replace"))
+                stopped = stopped or bool(response.get(contract.STOPPED.name, _NOT_STOPPED)[0])
                 asked = sampling.get("top_logprobs") or 0
                 chunk = next_chunk(response, text, answer, top_logprobs=asked)
                 if chunk.text and answer.ttft_s is None:
@@ -454,7 +455,7 @@ def request_tensors(
 
 
 def wanted_outputs(sampling: dict[str, Any]) -> list[str]:
-    """The ensemble's outputs that such an answer needs: every other one costs each token time."""
+    """The ensemble's outputs that such an answer needs."""
     tensors = [
         contract.TEXT_OUTPUT,
         contract.ANSWER_IDS,

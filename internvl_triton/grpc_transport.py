@@ -53,6 +53,7 @@ class GrpcTransport:
         request = _request(contract.ENSEMBLE.name, tensors, request_id)
         if outputs:
             request["outputs"] = [InferRequestedOutput(name) for name in outputs]
+            request["parameters"] = {contract.BRIEF: True}
         request["timeout"] = max(1, round(timeout_s * 1e6))  # microseconds
         # One task and one timer for a stream, and none for each of its responses.
         reader = asyncio.create_task(self._read(request, responses))

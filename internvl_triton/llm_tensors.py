@@ -55,6 +55,7 @@ def generation_request(
         frequency_penalty=scalar(contract.FREQUENCY_PENALTY, 0.0),
         min_tokens=scalar(contract.MIN_TOKENS, 0),
         return_log_probs=bool(scalar(contract.RETURN_LOG_PROBS, False)),
+        return_num_output_tokens=bool(scalar(contract.RETURN_NUM_OUTPUT_TOKENS, False)),
         return_generation_logits=bool(scalar(contract.RETURN_GENERATION_LOGITS, False)),
         guide=_guide(tensors),
         streaming=bool(scalar(contract.STREAMING, False)),
@@ -63,18 +64,21 @@ def generation_request(
     )
 
 
-def chunk_tensors(chunk: GenerationChunk, *, log_probs: bool) -> Tensors:
-    """One response: batch 1, beam 1. `error` only if the request failed."""
+def chunk_tensors(chunk: GenerationChunk, request: GenerationRequest) -> Tensors:
+    """One response: batch 1, beam 1. `error` only if the request failed, and what else can be left
+    out only if `request` asks for it."""
     ids = np.array(chunk.new_token_ids, np.int32).reshape(1, 1, -1)
     tensors: Tensors = {
         contract.OUTPUT_IDS.name: ids,
         contract.SEQUENCE_LENGTH.name: np.array([[ids.size]], np.int32),
         contract.NUM_INPUT_TOKENS.name: np.array([[chunk.num_input_tokens]], np.int32),
-        contract.NUM_OUTPUT_TOKENS.name: np.array([[chunk.num_output_tokens]], np.int32),
     }
+    if request.return_num_output_tokens:
+        count = np.array([[chunk.num_output_tokens]], np.int32)
+        tensors[contract.NUM_OUTPUT_TOKENS.name] = count
     if chunk.error:
         tensors[contract.ERROR.name] = np.array([[chunk.error.encode()]], np.object_)
-    if log_probs:
+    if request.return_log_probs:
         values = np.array(chunk.log_probs, np.float32)
         tensors[contract.OUTPUT_LOG_PROBS.name] = values.reshape(1, 1, -1)
     if chunk.generation_logits is not None:

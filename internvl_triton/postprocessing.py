@@ -48,11 +48,13 @@ class Postprocessor:
         self,
         response: dict[str, NDArray[Any]],
         request_id: str = "",
+        *,
         wanted: Collection[str] = _ALL,
+        brief: bool = False,
     ) -> dict[str, NDArray[Any]]:
         """One response of `tensorrt_llm` to one of the ensemble, or an announcement (`stop_rule`).
 
-        wanted: names of outputs; no other one is made.
+        wanted: names of outputs; no other one is made. brief: see `tensor_contract.BRIEF`.
 
         Takes output_ids int32 [1, 1, length] (only the first sequence_length of them count),
         gives text_output [1] (bytes that may end inside a UTF-8 character), output_ids [n] and
@@ -67,35 +69,38 @@ class Postprocessor:
         ids = response[contract.OUTPUT_IDS.name].reshape(-1)
         lengths = response[contract.SEQUENCE_LENGTH.name].reshape(-1)
         ids = ids[: int(lengths[0])] if len(lengths) else ids[:0]
-        # TensorRT-LLM 0.21 sends the log-probs of the whole answer so far with every chunk.
-        log_probs = response.get(contract.OUTPUT_LOG_PROBS.name)
-        log_probs = (
-            np.zeros(0, np.float32)
-            if log_probs is None
-            else log_probs.reshape(-1)[-len(ids) :][: len(ids)].astype(np.float32)
-        )
+        num_new = len(ids)
         error = response.get(contract.ERROR.name)
         error_text = b"" if error is None or not error.size else bytes(error.reshape(-1)[0])
-        num_output_tokens = _scalar(response, contract.NUM_OUTPUT_TOKENS.name)
-        text, stopped = b"", False
+        stopped = False
         scanner = self._scanners.get(request_id) if rule is None else None
         if scanner is None:
             text = self.token_bytes.join(ids.tolist())
         else:
             text, count, stopped = self._scan(request_id, scanner, ids.tolist(), bool(error_text))
-            ids, log_probs = ids[:count], log_probs[:count]
-            num_output_tokens = np.minimum(num_output_tokens, count).astype(np.int32)
+            ids = ids[:count]
         outputs = {
             contract.TEXT_OUTPUT.name: np.array([text], np.object_),
-            contract.ANSWER_IDS.name: ids.astype(np.int32),
+            contract.ANSWER_IDS.name: ids.astype(np.int32, copy=False),
             contract.NUM_INPUT_TOKENS.name: _scalar(response, contract.NUM_INPUT_TOKENS.name),
-            contract.NUM_OUTPUT_TOKENS.name: num_output_tokens,
-            contract.LOG_PROBS.name: log_probs,
-            contract.STOPPED.name: np.array([stopped]),
-            contract.ERROR.name: np.array([error_text], np.object_),
         }
-        if contract.TOP_TOKEN_IDS.name in wanted or contract.TOP_LOG_PROBS.name in wanted:
+        if not brief:
+            outputs[contract.NUM_OUTPUT_TOKENS.name] = np.array([len(ids)], np.int32)
+        if stopped or not brief:
+            outputs[contract.STOPPED.name] = np.array([stopped])
+        if error_text or not brief:
+            outputs[contract.ERROR.name] = np.array([error_text], np.object_)
+        log_probs = response.get(contract.OUTPUT_LOG_PROBS.name)
+        if log_probs is not None:
+            # TensorRT-LLM 0.21 sends the log-probs of the whole answer so far with every chunk.
+            new = log_probs.reshape(-1)[-num_new:] if num_new else log_probs.reshape(-1)[:0]
+            outputs[contract.LOG_PROBS.name] = new[: len(ids)].astype(np.float32)
+        elif not brief:
+            outputs[contract.LOG_PROBS.name] = np.zeros(0, np.float32)
+        if contract.GENERATION_LOGITS.name in response or not brief:
             outputs.update(self._top_log_probs(response, len(ids)))
+        if wanted is _ALL:
+            return outputs
         return {name: value for name, value in outputs.items() if name in wanted}
 
     def _top_log_probs(
@@ -140,4 +145,4 @@ class Postprocessor:
 
 
 def _scalar(response: dict[str, NDArray[Any]], name: str) -> NDArray[np.int32]:
-    return response[name].reshape(-1)[:1].astype(np.int32)
+    return response[name].reshape(-1)[:1].astype(np.int32, copy=False)

@@ -261,7 +261,7 @@ class Preprocessor:
             (contract.RETURN_LOG_PROBS, sampling.logprobs, np.bool_),
             (contract.RETURN_GENERATION_LOGITS, sampling.top_logprobs > 0, np.bool_),
             (contract.RETURN_NUM_INPUT_TOKENS, True, np.bool_),
-            (contract.RETURN_NUM_OUTPUT_TOKENS, True, np.bool_),
+            (contract.RETURN_NUM_OUTPUT_TOKENS, False, np.bool_),  # postprocessing counts them
             (contract.EXCLUDE_INPUT_IN_OUTPUT, True, np.bool_),
             (contract.STREAMING, stream, np.bool_),
         )

@@ -196,6 +196,11 @@ LOG_PROBS = Tensor("log_probs", "FP32", (-1,))
 # Alternatives of each token, most likely first: (n, 20), or (0, 20) when not asked for.
 TOP_TOKEN_IDS = Tensor("top_token_ids", "INT32", (-1, MAX_TOP_LOG_PROBS))
 TOP_LOG_PROBS = Tensor("top_log_probs", "FP32", (-1, MAX_TOP_LOG_PROBS))
+# A request parameter, which Triton hands on to every step. True leaves out of each response what a
+# caller can do without: error and stopped when there is nothing to tell, num_output_tokens, and the
+# log-probs that were not asked for. Otherwise the last step makes all outputs of the ensemble,
+# whichever the caller requests, and each costs every token time.
+BRIEF = "brief"
 STOPPED = Tensor("stopped", "BOOL", (1,))  # a stop string was found: the answer ends here
 # Announces a request with stop strings, before its first chunk: JSON of stop_strings.StopRule.
 STOP_RULE = Tensor("stop_rule", "STRING", (1,), optional=True)
@@ -208,7 +213,6 @@ POSTPROCESSING = ModelContract(
         Tensor("output_log_probs", "FP32", (-1, -1, -1), optional=True),
         Tensor("generation_logits", "FP32", (-1, -1, -1, -1), optional=True),
         Tensor("num_input_tokens", "INT32", (-1, 1)),
-        Tensor("num_output_tokens", "INT32", (-1, 1)),
         Tensor("error", "STRING", (-1, 1), optional=True),
         STOP_RULE,
     ),

@@ -6,6 +6,7 @@ Every function takes `pb_utils`, the module that only the backend's own process 
 from __future__ import annotations
 
 import collections
+import functools
 import json
 import threading
 import time
@@ -19,7 +20,7 @@ from internvl_triton import tensor_contract as contract
 from internvl_triton.errors import InvalidRequest
 from internvl_triton.grpc_transport import stop_inputs
 from internvl_triton.stop_strings import StopRule
-from internvl_triton.tensor_contract import ModelContract, Tensor
+from internvl_triton.tensor_contract import Tensor
 
 __all__ = [
     "CancelCheck",
@@ -30,6 +31,7 @@ __all__ = [
     "arrays",
     "blobs",
     "flag",
+    "is_brief",
     "parameters",
     "response",
     "stop_generation",
@@ -51,10 +53,13 @@ def array(pb_utils: Any, request: Any, tensor: Tensor) -> NDArray[Any] | None:
     return None if found is None else found.as_numpy()
 
 
-def arrays(pb_utils: Any, request: Any, model: ModelContract) -> dict[str, NDArray[Any]]:
-    """All inputs of `model` that the request has."""
-    found = {tensor.name: array(pb_utils, request, tensor) for tensor in model.inputs}
-    return {name: value for name, value in found.items() if value is not None}
+def arrays(request: Any) -> dict[str, NDArray[Any]]:
+    """All inputs that the request has.
+
+    To ask for one after the other makes a list of all of them each time, which for the few bytes of
+    a token is most of a step's work.
+    """
+    return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
 
 
 def blobs(pb_utils: Any, request: Any, tensor: Tensor) -> list[bytes]:
@@ -85,6 +90,16 @@ def flag(pb_utils: Any, request: Any, tensor: Tensor) -> bool:
     """A BOOL input, False when it is absent."""
     found = array(pb_utils, request, tensor)
     return bool(found is not None and found.size and found.reshape(-1)[0])
+
+
+def is_brief(request: Any) -> bool:
+    """Whether the request has the parameter `tensor_contract.BRIEF`."""
+    return _is_brief(request.parameters())
+
+
+@functools.lru_cache(maxsize=64)
+def _is_brief(parameters: str) -> bool:
+    return json.loads(parameters or "{}").get(contract.BRIEF) is True
 
 
 def response(pb_utils: Any, values: dict[str, Any]) -> Any:
@@ -230,7 +245,6 @@ def announce_stops(pb_utils: Any, request_id: str, rule: StopRule | None) -> Non
         contract.OUTPUT_IDS.name: empty[None],
         contract.SEQUENCE_LENGTH.name: empty,
         contract.NUM_INPUT_TOKENS.name: empty,
-        contract.NUM_OUTPUT_TOKENS.name: empty,
     }
     answer = pb_utils.InferenceRequest(
         model_name=contract.POSTPROCESSING.name,

@@ -33,7 +33,7 @@ class TritonPythonModel:
             if flag(self.pb_utils, request, contract.STOP):
                 sender.send(flags=self.final)
                 continue
-            tensors = arrays(self.pb_utils, request, contract.TENSORRT_LLM)
+            tensors = arrays(request)
             generation = generation_request(tensors, request_id="", is_cancelled=bool)
             with self.changed:
                 self.running.append((sender, generation, generation.request_output_len))
@@ -47,7 +47,7 @@ class TritonPythonModel:
             tokens = 1 if generation.streaming else left
             final = left <= tokens
             chunk = GenerationChunk((TOKEN,) * tokens, len(generation.input_ids), final=final)
-            tensors = chunk_tensors(chunk, log_probs=False)
+            tensors = chunk_tensors(chunk, generation)
             sender.send(response(self.pb_utils, tensors), flags=self.final if final else 0)
             if not final:
                 with self.changed:

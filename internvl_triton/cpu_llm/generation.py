@@ -54,6 +54,7 @@ class GenerationRequest:
     guide: Guide | None = None  # the form of the answer
     # delivery
     return_log_probs: bool = False
+    return_num_output_tokens: bool = False
     return_generation_logits: bool = False
     streaming: bool = False
     is_cancelled: Callable[[], bool] = _never  # polled between steps

@@ -22,7 +22,7 @@ from tests.integration.served import Served, serve
 
 pytestmark = pytest.mark.triton
 
-TOKENS = 600
+TOKENS = 2500
 Start = Callable[[float], AbstractContextManager[Served]]
 LONG = {"max_tokens": TOKENS, "min_tokens": TOKENS}
 ENDLESS = {"max_tokens": 20_000, "min_tokens": 20_000}

@@ -43,7 +43,8 @@ class TritonPythonModel:
         assert config["backend"] == "tensorrtllm"
         assert config["dynamic_batching"]["default_queue_policy"]["max_queue_size"] == 64
         assert config["parameters"]["tokenizer_dir"]["string_value"] == ""
-        self.outputs = {{output["name"] for output in config["output"]}}
+        # All but what the ensemble does not read: Triton refuses a tensor that no step reads.
+        self.outputs = {{output["name"] for output in config["output"]}} - {{"num_output_tokens"}}
 
     def execute(self, requests):
         for request in requests:
@@ -55,7 +56,6 @@ class TritonPythonModel:
                     "output_ids": np.array([[[fact]]], np.int32),
                     "sequence_length": np.array([[1]], np.int32),
                     "num_input_tokens": np.array([[facts[3]]], np.int32),
-                    "num_output_tokens": np.array([[1]], np.int32),
                 }}
                 response = pb_utils.InferenceResponse(
                     [pb_utils.Tensor(name, value) for name, value in tensors.items()]

@@ -61,20 +61,19 @@ class TritonPythonModel:
         assert table.dtype == torch.bfloat16
         arrays[TABLE] = table.float().numpy()
 
+        generation = generation_request(
+            arrays, request_id=request.request_id(), is_cancelled=sender.is_cancelled
+        )
+
         def send(chunk):
-            tensors = chunk_tensors(chunk, log_probs=False)
+            tensors = chunk_tensors(chunk, generation)
             response = pb_utils.InferenceResponse([
                 pb_utils.Tensor(name, value) for name, value in tensors.items()
                 if name in self.outputs
             ])
             sender.send(response, flags=FINAL if chunk.final else 0)
 
-        self.engine.submit(
-            generation_request(
-                arrays, request_id=request.request_id(), is_cancelled=sender.is_cancelled
-            ),
-            send,
-        )
+        self.engine.submit(generation, send)
 
     def finalize(self):
         self.engine.close()

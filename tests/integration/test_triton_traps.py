@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -70,10 +71,12 @@ def errors_of(url: str, timeout_s: float) -> list[str]:
 
     async def run() -> list[str]:
         transport = GrpcTransport(url)
-        tensors = request_tensors("Hi", (), (), LONG, True)
-        errors = []
-        async for response in transport.stream(tensors, "late", timeout_s):
-            errors.append(response[contract.ERROR.name].item().decode())
+        # A server's deadline that is far shorter than the client's.
+        with mock.patch.object(asyncio.get_running_loop(), "call_later"):
+            tensors = request_tensors("Hi", (), (), LONG, True)
+            errors = []
+            async for response in transport.stream(tensors, "late", timeout_s):
+                errors.append(response[contract.ERROR.name].item().decode())
         await transport.close()
         return errors
 

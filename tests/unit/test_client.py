@@ -173,6 +173,22 @@ def test_a_cancel_that_comes_with_a_response_is_not_lost(steps: int) -> None:
     asyncio.run(main())
 
 
+def test_what_a_brief_response_leaves_out_is_not_missed() -> None:
+    responses = [fake_response(b"a", [1]), fake_response(b"b", [2])]
+    for response in responses:
+        for name in ("error", "stopped", "num_output_tokens", "log_probs", "top_token_ids"):
+            del response[name]
+
+    class Brief(FakeTransport):
+        async def stream(self, *_args: object, **_options: object):
+            for response in self.script:
+                yield response
+
+    with Client(transport=Brief(responses)) as client:
+        answer = client.generate("Hi", max_tokens=3)
+    assert (answer.text, answer.token_ids, answer.finish_reason) == ("ab", [1, 2], "stop")
+
+
 def test_the_deadline_stops_the_generation() -> None:
     transport = FakeTransport([fake_response(b"a", [1]), 60.0])
     with Client(transport=transport) as client, pytest.raises(RequestTimedOut, match=r"0\.05 s"):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from internvl_triton import tensor_contract as contract
-from internvl_triton.cpu_llm import GenerationChunk
+from internvl_triton.cpu_llm import GenerationChunk, GenerationRequest
 from internvl_triton.errors import InvalidRequest
 from internvl_triton.llm_tensors import chunk_tensors
 from internvl_triton.postprocessing import Postprocessor
@@ -90,6 +90,14 @@ def test_only_what_may_begin_a_stop_string_is_held_back(
 TABLE = [b"", b"An", b" END", b"E", b"N", b"D", b" more", b"\xe4\xbd", b"\xa0", b"."]
 
 
+REQUEST = GenerationRequest(
+    request_id="",
+    input_ids=np.zeros(1, np.int32),
+    request_output_len=9,
+    return_log_probs=True,
+)
+
+
 class Step:
     """The step, and what it asked to be stopped."""
 
@@ -99,7 +107,7 @@ class Step:
 
     def announce(self, request_id: str, **rule: Any) -> None:
         values = {"stop": ("END",), "min_tokens": 0, "max_tokens": 9, "stream": True} | rule
-        tensors = chunk_tensors(GenerationChunk((), 0), log_probs=False)
+        tensors = chunk_tensors(GenerationChunk((), 0), REQUEST)
         text = StopRule(**values).to_json().encode()
         tensors[contract.STOP_RULE.name] = np.array([text], np.object_)
         self.run(tensors, request_id)
@@ -107,7 +115,7 @@ class Step:
     def chunk(self, request_id: str, *ids: int, error: str = "") -> tuple[bytes, list[int], bool]:
         log_probs = tuple(-float(token) for token in ids)
         chunk = GenerationChunk(ids, 5, log_probs, error=error)
-        out = self.run(chunk_tensors(chunk, log_probs=True), request_id)
+        out = self.run(chunk_tensors(chunk, REQUEST), request_id)
         assert out[contract.LOG_PROBS.name].tolist() == [-t for t in out["output_ids"].tolist()]
         assert out[contract.NUM_OUTPUT_TOKENS.name].item() == len(out["output_ids"])
         return (
@@ -179,3 +187,26 @@ def test_an_id_in_use_is_refused_and_the_other_request_goes_on() -> None:
         step.announce("a")
     assert step.chunk("a", error="the engine failed") == (b"E", [], False)
     step.announce("a")
+
+
+def test_a_brief_response_has_only_what_there_is_to_tell() -> None:
+    """`tensor_contract.BRIEF`: counted against all outputs of the same step."""
+    quiet = GenerationRequest(request_id="", input_ids=np.zeros(1, np.int32), request_output_len=9)
+
+    def outputs(chunk: GenerationChunk, request: GenerationRequest = quiet) -> dict[str, Any]:
+        step = Step()
+        tensors = chunk_tensors(chunk, request)
+        step.announce("full")
+        step.announce("brief")
+        everything = step.run(tensors, "full")
+        assert set(everything) == {tensor.name for tensor in contract.POSTPROCESSING.outputs}
+        brief = step.run(tensors, "brief", brief=True)
+        for name, value in brief.items():
+            np.testing.assert_array_equal(value, everything[name])
+        return brief
+
+    least = {"text_output", "output_ids", "num_input_tokens"}
+    assert set(outputs(GenerationChunk((1,), 5))) == least
+    assert set(outputs(GenerationChunk((2,), 5))) == least | {"stopped"}
+    assert set(outputs(GenerationChunk((), 5, error="failed"))) == least | {"error"}
+    assert set(outputs(GenerationChunk((1,), 5, (-1.0,)), REQUEST)) == least | {"log_probs"}

@@ -2,12 +2,17 @@
 
 import triton_python_backend_utils as pb_utils
 
-from internvl_triton import tensor_contract as contract
 from internvl_triton.artifacts import Artifacts
 from internvl_triton.postprocessing import Postprocessor
 from internvl_triton.stub_watchdog import exit_with_server
 from internvl_triton.tokenizer import load_tokenizer
-from internvl_triton.triton_adapter import StopOnCancel, answer_each, arrays, stop_generation
+from internvl_triton.triton_adapter import (
+    StopOnCancel,
+    answer_each,
+    arrays,
+    is_brief,
+    stop_generation,
+)
 
 
 class TritonPythonModel:
@@ -27,5 +32,8 @@ class TritonPythonModel:
         return answer_each(pb_utils, requests, self._answer)
 
     def _answer(self, request):
-        tensors = arrays(pb_utils, request, contract.POSTPROCESSING)
-        return self.postprocess(tensors, request.request_id(), request.requested_output_names())
+        tensors = arrays(request)
+        if is_brief(request):
+            return self.postprocess(tensors, request.request_id(), brief=True)
+        wanted = request.requested_output_names()
+        return self.postprocess(tensors, request.request_id(), wanted=wanted)

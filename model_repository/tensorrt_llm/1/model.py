@@ -59,14 +59,14 @@ class TritonPythonModel:
             sender.send(flags=FINAL)
             return
         generation = generation_request(
-            arrays(pb_utils, request, contract.TENSORRT_LLM),
+            arrays(request),
             request_id=request.request_id(),
             is_cancelled=CancelCheck(sender.is_cancelled),
             timeout_s=request.timeout() / 1e6,  # Triton copies the ensemble's to every step
         )
 
         def send(chunk):
-            tensors = chunk_tensors(chunk, log_probs=generation.return_log_probs)
+            tensors = chunk_tensors(chunk, generation)
             flags = FINAL if chunk.final else 0
             sender.send(response(pb_utils, tensors), flags=flags)
             if chunk.times:

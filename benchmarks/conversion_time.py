@@ -77,7 +77,7 @@ def measure(work_dir: Path, model: str, layers: int | None, *, rounds: int) -> M
         for _ in range(rounds):
             conversions.append(_run(convert, checkpoint, output))
             copies.append(_run(copy, checkpoint, output))
-    depth = "all layers" if layers is None else f"{layers} layers"
+    depth = "all" if layers is None else str(layers)
     return Measured(
         model,
         depth,
@@ -150,7 +150,7 @@ def report(rows: list[Measured]) -> bool:
     table = Table(title="Conversion to ONNX and to a TensorRT-LLM checkpoint, bf16, TP 1")
     table.add_column("model", no_wrap=True)
     for column in ("layers", "GB", "copy s", "convert s", "ratio", "peak RSS GB"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             row.model,

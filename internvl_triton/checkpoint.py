@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from internvl_triton.checkpoint_layout import Shapes
 from internvl_triton.errors import IncompleteCheckpoint, InvalidCheckpoint
 from internvl_triton.lora import TOWERS, Stored, merged, stored_names
+from internvl_triton.safetensors_file import TensorMap
 
 __all__ = ["Checkpoint"]
 
@@ -30,7 +31,7 @@ _DTYPES = ("BF16", "F16", "F32")  # safetensors' names
 class Checkpoint:
     """Tensors of `directory`, sharded (index file) or single (`model.safetensors`).
 
-    Nothing stays mapped between reads, so resident memory is one tensor at a time.
+    A tensor is mapped while its array lives, so resident memory is one tensor at a time.
     bfloat16 arrives as `ml_dtypes.bfloat16`.
     """
 
@@ -39,6 +40,7 @@ class Checkpoint:
         for adapters that are not as config.json says."""
         self.directory = Path(directory)
         self._file_of_tensor: dict[str, Path] = {}
+        self._maps: dict[Path, TensorMap] = {}
         for shard in self._shards():
             try:
                 with safe_open(shard, framework="np") as opened:
@@ -48,6 +50,7 @@ class Checkpoint:
                     f"{shard.name} is not a complete safetensors file ({error}); download it again"
                 ) from error
             self._file_of_tensor.update(dict.fromkeys(names, shard))
+            self._maps[shard] = TensorMap(shard)
         try:
             self._stored = stored_names(self._file_of_tensor)
         except ValueError as error:
@@ -181,7 +184,7 @@ class Checkpoint:
         return self._file(name).name
 
     def read(self, name: str) -> NDArray[Any]:
-        """The whole tensor, in the dtype it is stored in. Raises IncompleteCheckpoint."""
+        """The whole tensor as it is stored, read-only. Raises IncompleteCheckpoint."""
         self._file(name)  # is there one
         stored = self._stored[name]
         if stored.lora_a is None or stored.lora_b is None:
@@ -189,9 +192,7 @@ class Checkpoint:
         return merged(self._read(stored.base), self._read(stored.lora_a), self._read(stored.lora_b))
 
     def _read(self, stored_name: str) -> NDArray[Any]:
-        with safe_open(self._file_of_tensor[stored_name], framework="np") as opened:
-            tensor: NDArray[Any] = opened.get_tensor(stored_name)
-        return tensor
+        return self._maps[self._file_of_tensor[stored_name]].read(stored_name)
 
     def _file(self, name: str) -> Path:
         try:

@@ -23,7 +23,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_conversion_is_measured_and_leaves_nothing(tmp_path: Path) -> None:
     row = measure(tmp_path, "InternVL2_5-26B", 4, rounds=2)
-    assert (row.model, row.layers) == ("InternVL2_5-26B", "4 layers")
+    assert (row.model, row.layers) == ("InternVL2_5-26B", "4")
     spec = ModelSpec.from_config(tiny_config("internlm2", "6b", llm_layers=4))
     weights = sum(math.prod(shape) for shape in checkpoint_shapes(spec).values())
     assert 0 < row.checkpoint_bytes - 2 * weights < 50_000  # headers and config.json
@@ -59,9 +59,7 @@ def test_limits(
     convert_s: float, peak_bytes: int, fine: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """3 times the copy's 2 s in the middle of three rounds, and less than 3 GB."""
-    row = Measured(
-        "m", "all layers", 10**9, (1.0, 3.0, 1.0, 3.0), (2.0, convert_s, 50.0), peak_bytes
-    )
+    row = Measured("m", "all", 10**9, (1.0, 3.0, 1.0, 3.0), (2.0, convert_s, 50.0), peak_bytes)
     assert row.ratios == pytest.approx([1.0, convert_s / 2, 25.0])
     assert report([row]) is fine
     assert ("NOT all within" in capsys.readouterr().out) is not fine

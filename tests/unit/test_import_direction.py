@@ -20,6 +20,7 @@ LAYERS = {
         "media",
         "messages",
         "prompt",
+        "resizing",
         "safetensors_file",
         "sampling",
         "stop_strings",

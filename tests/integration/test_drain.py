@@ -22,7 +22,7 @@ from tests.integration.served import Served, serve
 
 pytestmark = pytest.mark.triton
 
-TOKENS = 2500
+TOKENS = 5000
 Start = Callable[[float], AbstractContextManager[Served]]
 LONG = {"max_tokens": TOKENS, "min_tokens": TOKENS}
 ENDLESS = {"max_tokens": 20_000, "min_tokens": 20_000}
@@ -67,7 +67,9 @@ def test_running_requests_finish_and_new_ones_are_refused(start: Start) -> None:
                 client.generate("Too late?", max_tokens=1)
             with Client(served.url) as another, pytest.raises(ServerUnavailable):
                 another.generate("Too late?", max_tokens=1)
-            assert not whole.done()  # or this test has come too late to prove anything
+            assert not whole.done(), (
+                whole.result()
+            )  # or this test has come too late to prove anything
 
             for _ in chunks:
                 pass

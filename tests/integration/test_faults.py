@@ -30,7 +30,7 @@ from tests.integration.served import Served, serve
 
 pytestmark = pytest.mark.triton
 
-ENDLESS = {"max_tokens": 4000, "min_tokens": 4000}
+ENDLESS = {"max_tokens": 20_000, "min_tokens": 20_000}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 from build.engines import build_engines
 from internvl_triton.canary import Canary, TritonView
 from internvl_triton.client import Client
-from internvl_triton.errors import RequestTimedOut, ServerError
+from internvl_triton.errors import RequestTimedOut, ServerError, ServerUnavailable
 from internvl_triton.random_checkpoint import write_random_checkpoint
 from tests.integration.conftest import READY_TIMEOUT_S, new_server, tiny_service_config
 from tests.integration.pictures import encoded, picture
@@ -92,6 +92,14 @@ def test_a_killed_process_fails_requests_and_the_service_comes_back(
         served.read_until("serving")
         assert served.is_ready()
     with Client(served.url, timeout_s=300) as client:
+
+        def is_reached() -> bool:
+            try:
+                return bool(client.generate("Hi", max_tokens=1))
+            except ServerUnavailable:  # gRPC's pause before it tries the same address again
+                return False
+
+        assert eventually(is_reached, timeout_s=60)
         assert client.generate("What is it?", images=image, max_tokens=8).text == answer.text
     after = models_of(served)
     assert sorted(after.values()) == sorted(before.values())

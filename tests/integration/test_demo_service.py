@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +13,7 @@ from build.demo_checkpoint import DEMO_NAMES
 from demo import SampleQuestion, sample_questions
 from internvl_triton.client import AsyncClient
 from tests.integration.conftest import Service
+from tests.integration.samples import assert_right
 
 pytestmark = pytest.mark.triton
 
@@ -29,16 +29,7 @@ def demo(request: pytest.FixtureRequest, start_service: Callable[[str], Service]
 
 @pytest.mark.parametrize("question", sample_questions(), ids=lambda question: question.name)
 def test_samples(demo: Service, question: SampleQuestion) -> None:
-    request = question.request
-    answer = demo.client.generate(
-        json.loads(request.messages),
-        images=request.images,
-        videos=request.videos,
-        max_tokens=64,
-        **request.sampling_parameters,
-    )
-    assert answer.text == question.answer
-    assert answer.finish_reason == "stop"
+    assert_right(demo.client, question)
 
 
 def test_fresh_scenes(demo: Service) -> None:

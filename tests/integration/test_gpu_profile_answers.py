@@ -7,7 +7,6 @@ would get, features in bfloat16.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from demo import SampleQuestion, sample_questions
 from internvl_triton.artifacts import LLMBuild
 from internvl_triton.client import Client
 from tests.integration.gpu_stand_ins import MAX_TILES_PER_RUN, gpu_profile_server
+from tests.integration.samples import assert_right
 
 pytest.importorskip("torch", reason="torch is not installed: see `make test-env`")
 
@@ -100,13 +100,4 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 @pytest.mark.parametrize("question", sample_questions(), ids=lambda question: question.name)
 def test_the_answer_is_right(client: Client, question: SampleQuestion) -> None:
-    request = question.request
-    answer = client.generate(
-        json.loads(request.messages),
-        images=request.images,
-        videos=request.videos,
-        max_tokens=64,
-        **request.sampling_parameters,
-    )
-    assert answer.text == question.answer
-    assert answer.finish_reason == "stop"
+    assert_right(client, question)

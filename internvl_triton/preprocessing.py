@@ -32,7 +32,7 @@ from internvl_triton.prompt import (
     Visual,
     build_prompt,
 )
-from internvl_triton.resizing import compile_kernels
+from internvl_triton.resizing import compile_kernel
 from internvl_triton.sampling import SamplingParams
 from internvl_triton.stage_metrics import StageTimes
 from internvl_triton.stop_strings import StopRule
@@ -77,7 +77,7 @@ class Preprocessor:
         self.spec = spec
         self.limits = limits
         self.tokenizer = tokenizer
-        compile_kernels()  # now, not in the first request
+        compile_kernel()  # now, not in the first request
         self._pool = ThreadPoolExecutor(threads, "tiling") if threads > 1 else None
 
     def __call__(

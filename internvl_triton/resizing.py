@@ -2,6 +2,10 @@
 
 Formula: `ImagingResample` of Pillow (libImaging/Resample.c) for BICUBIC and 8 bits a channel: first
 along the rows, then along the columns; every result is rounded to 8 bits.
+
+A block of rows is resized along its rows just before the columns need it and stays in the cache
+until they have had it; along the rows, its pixels are laid across, so that the same weight meets
+neighbours in memory in both passes.
 """
 
 from __future__ import annotations
@@ -13,54 +17,48 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-__all__ = ["compile_kernels", "resize"]
+__all__ = ["compile_kernel", "packed_pixels", "resize_to_tiles"]
 
 _WEIGHT_BITS = 22  # of the fraction: PIL's PRECISION_BITS
-_ROWS = 32  # of a block that is worked on column by column
+_BLOCK = 16  # rows: of 4-byte pixels laid across, a cache line
 _PARTS = 4  # of a picture, for threads
-_BYTES = 1024  # of a row that stay in the nearest cache while they are summed
 
 Kernel = Callable[..., None]
 
 
-def resize(
-    pixels: NDArray[np.uint8], width: int, height: int, *, pool: Executor | None = None
-) -> NDArray[np.uint8]:
-    """uint8 (height, width, 3): what PIL's `resize((width, height), BICUBIC)` makes of `pixels`.
-
-    pixels: uint8 (h, w, 3), rows one behind the other. pool: threads that work on parts of it.
-    """
-    rows, columns = pixels.shape[:2]
-    weigh_rows, weigh_columns = compile_kernels()
-    if columns != width:
-        resized = np.empty((rows, width, 3), np.uint8)
-        _run(weigh_columns, pixels, _weights(columns, width), resized, pool)
-        pixels = resized
-    if rows != height:
-        resized = np.empty((height, width, 3), np.uint8)
-        _run(weigh_rows, pixels, _weights(rows, height), resized, pool)
-        pixels = resized
-    return pixels
+def packed_pixels(image: Image.Image) -> NDArray[np.uint32]:
+    """uint32 (height, width) of an RGB picture: its pixels' bytes are red, green, blue and one
+    that says nothing."""
+    return np.frombuffer(image.tobytes("raw", "RGBX"), np.uint32).reshape(image.size[::-1])
 
 
-def _run(
-    kernel: Kernel,
-    source: NDArray[np.uint8],
-    weights: _Weights,
-    target: NDArray[np.uint8],
-    pool: Executor | None,
+def resize_to_tiles(
+    pixels: NDArray[np.uint32],
+    tiles: NDArray[np.uint8],
+    *,
+    columns: int = 1,
+    pool: Executor | None = None,
 ) -> None:
-    """Fill the rows of `target`."""
-    flat = source.reshape(len(source), -1)
-    into = target.reshape(len(target), -1)
+    """Fill `tiles`: what PIL's `resize(..., BICUBIC)` makes of a picture, cut into tiles.
+
+    pixels: uint32 (h, w), of `packed_pixels`. tiles: uint8 (rows * columns, tile height, tile
+    width, 3), row by row. pool: threads that work on parts of the picture.
+    """
+    num_tiles, tile_height, tile_width = tiles.shape[:3]
+    old_height, old_width = pixels.shape
+    height = num_tiles // columns * tile_height
+    across, down = _weights(old_width, columns * tile_width), _weights(old_height, height)
+    into = tiles.reshape(num_tiles, tile_height, tile_width * 3)
+    kernel = compile_kernel()
     if pool is None:
-        kernel(flat, *weights, into, 0, len(into))
+        kernel(pixels, *across, *down, into, columns, 0, height)
         return
-    size = -(-len(into) // (_PARTS * _ROWS)) * _ROWS
+    size = -(-height // _PARTS)
     todo = [
-        pool.submit(kernel, flat, *weights, into, begin, min(begin + size, len(into)))
-        for begin in range(0, len(into), size)
+        pool.submit(kernel, pixels, *across, *down, into, columns, begin, min(begin + size, height))
+        for begin in range(0, height, size)
     ]
     for part in todo:
         part.result()
@@ -101,80 +99,132 @@ def _bicubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @functools.cache
-def compile_kernels() -> tuple[Kernel, Kernel]:
-    """The passes down the columns and along the rows, compiled once per process for this machine.
+def compile_kernel() -> Kernel:
+    """The resampling, compiled once per process for this machine, which takes about two seconds.
 
-    It takes about a second. Both are called with source, weights and target (uint8 (rows, bytes of
-    a row)) and the range of the target's rows to fill, and do not hold the interpreter's lock.
+    Called with the pixels, the weights along the rows and along the columns, the tiles (uint8
+    (tiles, rows, bytes of a row)), the number of tiles side by side, and the range of the resized
+    picture's rows to fill. Does not hold the interpreter's lock.
     """
     from numba import njit, types
 
-    in_type = types.Array(types.uint8, 2, "C", readonly=True)
-    out_type = types.uint8[:, ::1]
-    int_type = types.int64
-    signature = types.void(
-        in_type,
-        types.int32[::1],
-        types.int32[::1],
-        types.int32[:, ::1],
-        out_type,
-        int_type,
-        int_type,
-    )
-    half = np.int32(1 << (_WEIGHT_BITS - 1))
-    bits = np.int32(_WEIGHT_BITS)
+    half, bits = np.int32(1 << (_WEIGHT_BITS - 1)), np.int32(_WEIGHT_BITS)
     least, most = np.int32(0), np.int32(255)
+    lanes = 4 * _BLOCK
 
+    @njit
     def add(sums: Any, row: Any, weight: Any) -> None:
         for i in range(sums.shape[0]):
             sums[i] += np.int32(row[i]) * weight
 
-    def store(sums: Any, row: Any) -> None:
+    @njit
+    def add_both(sums: Any, row: Any, weight: Any, row_2: Any, weight_2: Any) -> None:
         for i in range(sums.shape[0]):
-            row[i] = min(max(sums[i] >> bits, least), most)
+            sums[i] += np.int32(row[i]) * weight + np.int32(row_2[i]) * weight_2
 
-    add, store = njit(add), njit(store)
+    @njit
+    def store_rgb(sums: Any, row: Any) -> None:
+        """Three of four bytes."""
+        for i in range(row.shape[0] // 3):
+            for channel in range(3):
+                row[3 * i + channel] = min(max(sums[4 * i + channel] >> bits, least), most)
 
-    def weigh_rows(
-        source: Any, first: Any, count: Any, weight: Any, target: Any, begin: int, end: int
+    @njit
+    def resize_block(
+        source: Any, begin: int, first: Any, count: Any, weight: Any, work: Any, ring: Any, at: int
     ) -> None:
-        sums = np.empty(_BYTES, np.int32)
-        for row in range(begin, end):
-            for left in range(0, source.shape[1], _BYTES):
-                right = min(left + _BYTES, source.shape[1])
-                some = sums[: right - left]
-                some[:] = half
-                for tap in range(count[row]):
-                    add(some, source[first[row] + tap, left:right], weight[row, tap])
-                store(some, target[row, left:right])
+        """Resize _BLOCK rows of the source from `begin` along themselves, into `ring` from `at`."""
+        across, result, sums = work
+        if begin + _BLOCK <= source.shape[0]:
+            for x in range(across.shape[0]):
+                for row in range(_BLOCK):
+                    across[x, row] = source[begin + row, x]
+        else:
+            for x in range(across.shape[0]):
+                for row in range(source.shape[0] - begin):
+                    across[x, row] = source[begin + row, x]
+        channels, resized = across.view(np.uint8), result.view(np.uint8)
+        for x in range(result.shape[0]):
+            start, taps = first[x], count[x]
+            sums[:] = half
+            for tap in range(0, taps - 1, 2):
+                row, next_row = channels[start + tap], channels[start + tap + 1]
+                w, next_w = weight[x, tap], weight[x, tap + 1]
+                for i in range(lanes):
+                    sums[i] += np.int32(row[i]) * w + np.int32(next_row[i]) * next_w
+            if taps % 2:
+                row, w = channels[start + taps - 1], weight[x, taps - 1]
+                for i in range(lanes):
+                    sums[i] += np.int32(row[i]) * w
+            for i in range(lanes):
+                resized[x, i] = min(max(sums[i] >> bits, least), most)
+        for x in range(result.shape[0]):
+            for row in range(_BLOCK):
+                ring[at + row, x] = result[x, row]
 
-    weigh_rows = njit(signature, nogil=True)(weigh_rows)
+    int_type, ints = types.int64, types.int32[::1]
+    weights = (ints, ints, types.int32[:, ::1])
+    picture = types.Array(types.uint32, 2, "C", readonly=True)
+    tiles_type = types.uint8[:, :, ::1]
 
-    def weigh_columns(
-        source: Any, first: Any, count: Any, weight: Any, target: Any, begin: int, end: int
+    @njit(
+        types.void(picture, *weights, *weights, tiles_type, int_type, int_type, int_type),
+        nogil=True,
+    )
+    def resample(
+        source: Any,
+        across_first: Any,
+        across_count: Any,
+        across_weight: Any,
+        first: Any,
+        count: Any,
+        weight: Any,
+        tiles: Any,
+        columns: int,
+        begin: int,
+        end: int,
     ) -> None:
-        old, new = source.shape[1], target.shape[1]
-        across = np.empty((old, _ROWS), np.uint8)
-        result = np.empty((new, _ROWS), np.uint8)
-        for block in range(begin, end, _ROWS):
-            rows = min(_ROWS, end - block)
-            for row in range(rows):
-                line = source[block + row]
-                for i in range(old):
-                    across[i, row] = line[i]
-            # A pixel's three channels are neighbours: its rows of `across` are one row of pixels.
-            weigh_rows(
-                across.reshape(old // 3, 3 * _ROWS),
-                first,
-                count,
-                weight,
-                result.reshape(new // 3, 3 * _ROWS),
-                0,
-                new // 3,
-            )
-            for row in range(rows):
-                line = target[block + row]
-                for i in range(new):
-                    line[i] = result[i, row]
+        tile_height, tile_bytes = tiles.shape[1], tiles.shape[2] // 3 * 4
+        width = columns * tile_bytes // 4
+        work = (
+            np.empty((source.shape[1], _BLOCK), np.uint32),
+            np.empty((width, _BLOCK), np.uint32),
+            np.empty(lanes, np.int32),
+        )
+        # Row r of the source, once resized along itself, is row r % len(ring) of the ring, which
+        # holds a whole window and one block more.
+        ring = np.empty(((weight.shape[1] + 2 * _BLOCK - 1) // _BLOCK * _BLOCK, width), np.uint32)
+        window = ring.view(np.uint8)
+        sums = np.empty(tile_bytes, np.int32)
+        done = first[begin] // _BLOCK * _BLOCK
+        for y in range(begin, end):
+            start, taps = first[y], count[y]
+            while done < start + taps:
+                resize_block(
+                    source,
+                    done,
+                    across_first,
+                    across_count,
+                    across_weight,
+                    work,
+                    ring,
+                    done % ring.shape[0],
+                )
+                done += _BLOCK
+            for column in range(columns):
+                left, right = tile_bytes * column, tile_bytes * (column + 1)
+                sums[:] = half
+                for tap in range(0, taps - 1, 2):
+                    add_both(
+                        sums,
+                        window[(start + tap) % ring.shape[0], left:right],
+                        weight[y, tap],
+                        window[(start + tap + 1) % ring.shape[0], left:right],
+                        weight[y, tap + 1],
+                    )
+                if taps % 2:
+                    last = window[(start + taps - 1) % ring.shape[0], left:right]
+                    add(sums, last, weight[y, taps - 1])
+                store_rgb(sums, tiles[y // tile_height * columns + column, y % tile_height])
 
-    return weigh_rows, njit(signature, nogil=True)(weigh_columns)
+    return resample

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from internvl_triton.resizing import resize
+from internvl_triton.resizing import packed_pixels, resize_to_tiles
 
 __all__ = ["TileGrid", "choose_grid", "count_tiles", "tile_image"]
 
@@ -97,10 +97,8 @@ def tile_image(
     grid = choose_grid(*rgb.size, max_tiles=max_tiles, tile_size=tile_size)
     num_tiles = grid.num_tiles_with_thumbnail(use_thumbnail=use_thumbnail)
     tiles = np.empty((num_tiles, tile_size, tile_size, 3), np.uint8)
-    pixels = np.asarray(rgb)
-    resized = resize(pixels, grid.columns * tile_size, grid.rows * tile_size, pool=pool)
-    in_grid = resized.reshape(grid.rows, tile_size, grid.columns, tile_size, 3)
-    tiles[: grid.num_tiles].reshape(in_grid.swapaxes(1, 2).shape)[:] = in_grid.swapaxes(1, 2)
+    pixels = packed_pixels(rgb)
+    resize_to_tiles(pixels, tiles[: grid.num_tiles], columns=grid.columns, pool=pool)
     if num_tiles > grid.num_tiles:
-        tiles[-1] = resize(pixels, tile_size, tile_size, pool=pool)
+        resize_to_tiles(pixels, tiles[-1:], pool=pool)
     return tiles

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from internvl_triton.resizing import resize
+from internvl_triton.resizing import packed_pixels, resize_to_tiles
 
 SIDE = st.one_of(st.integers(1, 40), st.integers(1, 900), st.sampled_from([1, 2, 448, 896, 1792]))
 
@@ -21,6 +21,14 @@ def noise(width: int, height: int) -> NDArray[np.uint8]:
     return np.random.default_rng(width * 7919 + height).integers(
         0, 256, (height, width, 3), np.uint8
     )
+
+
+def resize(
+    pixels: NDArray[np.uint8], width: int, height: int, pool: Executor | None = None
+) -> NDArray[np.uint8]:
+    tile = np.empty((1, height, width, 3), np.uint8)
+    resize_to_tiles(packed_pixels(Image.fromarray(pixels)), tile, pool=pool)
+    return tile[0]
 
 
 def pil(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
@@ -69,8 +77,14 @@ def test_edges_overshoot_to_black_and_white(value: int) -> None:
     np.testing.assert_array_equal(resize(pixels, 300, 300), pil(pixels, 300, 300))
 
 
-def test_the_pictures_own_pixels_may_be_read_only() -> None:
-    image = Image.fromarray(noise(90, 50))
-    pixels = np.asarray(image)
-    assert not pixels.flags.writeable
-    np.testing.assert_array_equal(resize(pixels, 40, 70), pil(pixels, 40, 70))
+@pytest.mark.parametrize(("columns", "rows"), [(1, 1), (3, 2), (2, 5)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_tiles_are_pieces_of_the_resized_picture(columns: int, rows: int, threads: int) -> None:
+    pixels, height, width = noise(97, 61), 20, 28
+    tiles = np.zeros((rows * columns, height, width, 3), np.uint8)
+    with ThreadPoolExecutor(threads) as pool:
+        resize_to_tiles(packed_pixels(Image.fromarray(pixels)), tiles, columns=columns, pool=pool)
+    whole = pil(pixels, columns * width, rows * height)
+    for index, tile in enumerate(tiles):
+        top, left = index // columns * height, index % columns * width
+        np.testing.assert_array_equal(tile, whole[top : top + height, left : left + width])

@@ -18,6 +18,7 @@ HTTP_PORT ?=
 GRPC_PORT ?=
 METRICS_PORT ?=
 GATEWAY_PORT ?=
+POSTPROCESSING_BATCH ?=
 API_KEYS ?=
 GPU ?= A100-80G
 BATCH ?=
@@ -44,7 +45,7 @@ MINUTES ?=
 ALLOW_CUDA_TORCH ?=
 
 # Recipes read these from the environment, exactly as given: spaces, quotes and dollars survive.
-TEXTS := MODEL TP PROFILE PRECISION KV_CACHE CALIBRATION IMAGE PROMPT HTTP_PORT GRPC_PORT METRICS_PORT GATEWAY_PORT API_KEYS GPU BATCH MAX_TILES IMAGES MAX_SEQ_LEN EXAMPLES JSONL OUTPUT COMPARE SERVER TARGET CONCURRENCY MIX TILES OPTIONS A B EXAMPLE MINUTES
+TEXTS := MODEL TP PROFILE PRECISION KV_CACHE CALIBRATION IMAGE PROMPT HTTP_PORT GRPC_PORT METRICS_PORT GATEWAY_PORT POSTPROCESSING_BATCH API_KEYS GPU BATCH MAX_TILES IMAGES MAX_SEQ_LEN EXAMPLES JSONL OUTPUT COMPARE SERVER TARGET CONCURRENCY MIX TILES OPTIONS A B EXAMPLE MINUTES
 $(foreach text,$(TEXTS),$(eval override $(text) := $$(value $(text))))
 export $(TEXTS)
 
@@ -77,8 +78,8 @@ plan: $(RUNTIME) ## Does MODEL fit? Memory, flags and estimates: GPU=A100-80G TP
 	@$(RUN) -m build.plan --model="$$MODEL" --gpu="$$GPU" --tp-size="$$TP" $(if $(BATCH),--batch-size="$$BATCH") $(if $(MAX_TILES),--max-tiles="$$MAX_TILES") $(if $(IMAGES),--images="$$IMAGES") $(if $(MAX_SEQ_LEN),--max-seq-len="$$MAX_SEQ_LEN") $(if $(PRECISION),--precision="$$PRECISION")
 
 .PHONY: serve
-serve: $(RUNTIME) ## Serve MODEL until Ctrl-C [TP=] [PROFILE=] [PRECISION= KV_CACHE=] [HTTP_PORT= GRPC_PORT= METRICS_PORT=]
-	@exec $(RUN) -m build.serve --model="$$MODEL" --tp-size="$$TP" $(if $(PROFILE),--profile="$$PROFILE") $(if $(PRECISION),--precision="$$PRECISION") $(if $(KV_CACHE),--kv-cache="$$KV_CACHE") $(if $(HTTP_PORT),--http-port="$$HTTP_PORT") $(if $(GRPC_PORT),--grpc-port="$$GRPC_PORT") $(if $(METRICS_PORT),--metrics-port="$$METRICS_PORT")
+serve: $(RUNTIME) ## Serve MODEL until Ctrl-C [TP=] [PROFILE=] [PRECISION= KV_CACHE=] [HTTP_PORT= GRPC_PORT= METRICS_PORT=] [POSTPROCESSING_BATCH=64]
+	@exec $(RUN) -m build.serve --model="$$MODEL" --tp-size="$$TP" $(if $(PROFILE),--profile="$$PROFILE") $(if $(PRECISION),--precision="$$PRECISION") $(if $(KV_CACHE),--kv-cache="$$KV_CACHE") $(if $(HTTP_PORT),--http-port="$$HTTP_PORT") $(if $(GRPC_PORT),--grpc-port="$$GRPC_PORT") $(if $(METRICS_PORT),--metrics-port="$$METRICS_PORT") $(if $(POSTPROCESSING_BATCH),--postprocessing-batch="$$POSTPROCESSING_BATCH")
 
 .PHONY: gateway
 gateway: $(GATEWAY) ## OpenAI-compatible endpoint of the running service [GRPC_PORT= GATEWAY_PORT=9000 API_KEYS=file]

@@ -28,7 +28,9 @@ def gpu_deployment(artifacts: Artifacts, llm: LLMBuild) -> GpuDeployment:
     return GpuDeployment(engine, config["dtype"], llm.tp_size, llm.kv_cache, tokenizer_info)
 
 
-def deployment_of(artifacts: Artifacts, llm: LLMBuild, profile: Profile = "cpu") -> Deployment:
+def deployment_of(
+    artifacts: Artifacts, llm: LLMBuild, profile: Profile = "cpu", *, postprocessing_batch: int = 1
+) -> Deployment:
     """What the configs in `artifacts`/repository say."""
     return Deployment(
         spec=artifacts.spec(),
@@ -36,11 +38,14 @@ def deployment_of(artifacts: Artifacts, llm: LLMBuild, profile: Profile = "cpu")
         model=artifacts.name,
         artifacts_dir="../..",
         llm_checkpoint=str(artifacts.llm_checkpoint(llm).relative_to(artifacts.root)),
+        postprocessing_batch=postprocessing_batch,
         gpu=gpu_deployment(artifacts, llm) if profile == "gpu" else None,
     )
 
 
-def assemble_repository(artifacts: Artifacts, llm: LLMBuild, profile: Profile = "cpu") -> Path:
+def assemble_repository(
+    artifacts: Artifacts, llm: LLMBuild, profile: Profile = "cpu", *, postprocessing_batch: int = 1
+) -> Path:
     """Write `artifacts`/repository: rendered configs and copies of the committed model.py files.
 
     The old one is replaced in one step.
@@ -51,7 +56,8 @@ def assemble_repository(artifacts: Artifacts, llm: LLMBuild, profile: Profile = 
     target = artifacts.repository
     temporary = target.with_name(target.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    for name, text in render_repository(deployment_of(artifacts, llm, profile)).items():
+    deployment = deployment_of(artifacts, llm, profile, postprocessing_batch=postprocessing_batch)
+    for name, text in render_repository(deployment).items():
         version = temporary / name / "1"
         version.mkdir(parents=True)
         (temporary / name / "config.pbtxt").write_text(text, encoding="utf-8")

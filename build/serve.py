@@ -18,7 +18,7 @@ from build.repository import assemble_repository, gpu_deployment
 from build.servable import check_servable
 from internvl_triton.artifacts import Artifacts, LLMBuild
 from internvl_triton.canary import Canary, TritonView
-from internvl_triton.errors import InternVLTritonError
+from internvl_triton.errors import InternVLTritonError, InvalidRequest
 from internvl_triton.gpu_triton_server import GpuTritonServer
 from internvl_triton.keep_serving import keep_serving
 from internvl_triton.triton_server import TritonServer
@@ -38,6 +38,7 @@ def make_server(
     profile: str | None = None,
     precision: str | None = None,
     kv_cache: str | None = None,
+    postprocessing_batch: int = 1,
     artifacts_dir: Path = Path("artifacts"),
     http_port: int = DEFAULT_PORTS["http"],
     grpc_port: int = DEFAULT_PORTS["grpc"],
@@ -47,10 +48,15 @@ def make_server(
     """A server, not yet started, for what `build_engines` made. Its log goes beside the artefacts.
 
     profile: "gpu" has to run inside the pinned container; None is gpu where there is a GPU.
+    postprocessing_batch: see `Deployment`.
 
-    Raises UnknownModel, InvalidTensorParallel, BuildFailed (no such profile here), or
-    ArtifactMismatch: not built, or not fitting this machine.
+    Raises InvalidRequest (no batch of that size), UnknownModel, InvalidTensorParallel,
+    BuildFailed (no such profile here), or ArtifactMismatch: not built, or not fitting this machine.
     """
+    if postprocessing_batch < 1:
+        raise InvalidRequest(
+            f"--postprocessing-batch is {postprocessing_batch}; it takes 1 or more, such as 64"
+        )
     profile = choose_profile(profile)
     artifacts = Artifacts(artifacts_dir / artifact_name(model))
     artifacts.manifest()
@@ -62,7 +68,7 @@ def make_server(
         check_cpu_choice(llm.precision, kv_cache)
         check_servable(artifacts, llm)
         return TritonServer(
-            assemble_repository(artifacts, llm),
+            assemble_repository(artifacts, llm, postprocessing_batch=postprocessing_batch),
             http_port=http_port,
             grpc_port=grpc_port,
             metrics_port=metrics_port,
@@ -73,7 +79,9 @@ def make_server(
     check_gpu_servable(artifacts, llm, this_machine())
     pool_bytes = gpu_deployment(artifacts, llm).cuda_memory_pool_bytes(spec, artifacts.limits())
     return GpuTritonServer(
-        assemble_repository(artifacts, llm, profile="gpu"),
+        assemble_repository(
+            artifacts, llm, profile="gpu", postprocessing_batch=postprocessing_batch
+        ),
         num_ranks=llm.tp_size,
         cuda_memory_pool_bytes=pool_bytes,
         http_port=http_port,
@@ -150,6 +158,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--precision", help="precision of the language model (the checkpoint's)")
     parser.add_argument("--kv-cache", help="of the engine to serve: fp8 or int8 (16 bits)")
+    parser.add_argument(
+        "--postprocessing-batch",
+        type=int,
+        default=1,
+        metavar="N",
+        help="chunks of answers that the last step takes at a time: more tokens/s, but a caller"
+        " that goes away without a stop keeps its place until its answer ends (%(default)s)",
+    )
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     for name, port in DEFAULT_PORTS.items():
@@ -173,6 +189,7 @@ def main(argv: list[str] | None = None) -> int:
             profile=args.profile,
             precision=args.precision,
             kv_cache=args.kv_cache,
+            postprocessing_batch=args.postprocessing_batch,
             artifacts_dir=args.artifacts,
             http_port=args.http_port,
             grpc_port=args.grpc_port,

@@ -5,7 +5,8 @@ boundary of `tensorrt_llm` are those of TensorRT-LLM 0.21's template (`triton_ba
 inflight_batcher_llm/tensorrt_llm/config.pbtxt`), verbatim.
 
 Shapes are what a model sees in Triton's config: `tensorrt_llm` batches, so its tensors carry a
-leading batch dimension on the wire, [1, ...] from this service; all others do not batch.
+leading batch dimension on the wire, [1, ...] from this service; all others do not batch, but
+`postprocessing` when a deployment asks for it (`batched`).
 """
 
 from __future__ import annotations
@@ -62,6 +63,11 @@ class ModelContract:
 
     def output(self, name: str) -> Tensor:
         return next(tensor for tensor in self.outputs if tensor.name == name)
+
+    def batched(self) -> ModelContract:
+        """The same model where Triton makes the batches: the inputs' first dimension is theirs."""
+        inputs = tuple(replace(tensor, dims=tensor.dims[1:]) for tensor in self.inputs)
+        return replace(self, inputs=inputs)
 
 
 def _optional_scalar(name: str, dtype: DType) -> Tensor:
@@ -203,7 +209,7 @@ TOP_LOG_PROBS = Tensor("top_log_probs", "FP32", (-1, MAX_TOP_LOG_PROBS))
 BRIEF = "brief"
 STOPPED = Tensor("stopped", "BOOL", (1,))  # a stop string was found: the answer ends here
 # Announces a request with stop strings, before its first chunk: JSON of stop_strings.StopRule.
-STOP_RULE = Tensor("stop_rule", "STRING", (1,), optional=True)
+STOP_RULE = Tensor("stop_rule", "STRING", (-1, 1), optional=True)
 
 POSTPROCESSING = ModelContract(
     "postprocessing",

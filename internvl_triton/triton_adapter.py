@@ -25,12 +25,14 @@ from internvl_triton.tensor_contract import Tensor
 __all__ = [
     "CancelCheck",
     "StopOnCancel",
+    "add_batch_dimension",
     "announce_stops",
     "answer_each",
     "array",
     "arrays",
     "blobs",
     "flag",
+    "is_batching",
     "is_brief",
     "parameters",
     "response",
@@ -45,6 +47,16 @@ def parameters(args: dict[str, str]) -> dict[str, str]:
     """Name -> value of the parameters in the model's config, from `initialize`'s arguments."""
     config = json.loads(args["model_config"])
     return {key: item["string_value"] for key, item in config["parameters"].items()}
+
+
+def is_batching(args: dict[str, str]) -> bool:
+    """Whether Triton makes batches for the model, by `initialize`'s arguments."""
+    return int(json.loads(args["model_config"])["max_batch_size"]) > 0
+
+
+def add_batch_dimension(values: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """One request's outputs as a batch of one."""
+    return {name: value[None] for name, value in values.items()}
 
 
 def array(pb_utils: Any, request: Any, tensor: Tensor) -> NDArray[Any] | None:
@@ -241,7 +253,7 @@ def announce_stops(pb_utils: Any, request_id: str, rule: StopRule | None) -> Non
         )
     empty = np.zeros((1, 1), np.int32)
     values = {
-        contract.STOP_RULE.name: np.array([rule.to_json().encode()], np.object_),
+        contract.STOP_RULE.name: np.array([[rule.to_json().encode()]], np.object_),
         contract.OUTPUT_IDS.name: empty[None],
         contract.SEQUENCE_LENGTH.name: empty,
         contract.NUM_INPUT_TOKENS.name: empty,

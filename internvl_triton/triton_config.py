@@ -29,6 +29,10 @@ class Deployment:
 
     artifacts_dir: path from a model's own folder to its artefacts.
     llm_checkpoint: path from there to the converted language model.
+    postprocessing_batch: chunks, of different requests, that the last step takes at a time. More
+        than 1 costs less time for each, but Triton's batcher drops the chunks of a cancelled
+        request, and with them the only sign that its caller has gone
+        (`triton_adapter.StopOnCancel`).
     gpu: what the gpu profile adds; None renders the cpu profile.
     """
 
@@ -38,6 +42,7 @@ class Deployment:
     artifacts_dir: str
     llm_checkpoint: str
     preprocessing_instances: int = 2  # one Python process each: as many as cores to spare
+    postprocessing_batch: int = 1
     gpu: GpuDeployment | None = None
 
     @property
@@ -63,13 +68,19 @@ def render_repository(deployment: Deployment) -> dict[str, str]:
         _tensorrtllm_model(tensorrt_llm, gpu, deployment.limits)
         if gpu
         else _cpu_llm_model(tensorrt_llm, deployment, artifacts),
-        # One instance: two would reorder the chunks of a stream. No dynamic batching, which would
-        # bring a third more tokens/s: its queue drops cancelled requests, and with them the only
-        # sign that a caller has gone (`triton_adapter.StopOnCancel`).
-        _python_model(postprocessing, artifacts),
+        _postprocessing_model(postprocessing, artifacts, deployment.postprocessing_batch),
         _ensemble(deployment),
     ]
     return {config.name: _text(config) for config in configs}
+
+
+def _postprocessing_model(model: ModelContract, parameters: dict[str, str], batch: int) -> Any:
+    """One instance: two would reorder the chunks of a stream."""
+    if batch == 1:
+        return _python_model(model, parameters)
+    config = _python_model(model.batched(), parameters, max_batch_size=batch)
+    config.dynamic_batching.SetInParent()
+    return config
 
 
 def _cpu_llm_model(model: ModelContract, deployment: Deployment, artifacts: dict[str, str]) -> Any:

@@ -107,11 +107,14 @@ def load_oracle() -> Callable[[Path], Oracle]:
     return load
 
 
-def new_server(checkpoint: Path, artifacts_dir: Path, tp_size: int = 1) -> TritonServer:
+def new_server(
+    checkpoint: Path, artifacts_dir: Path, tp_size: int = 1, *, postprocessing_batch: int = 1
+) -> TritonServer:
     """A server on free ports, not yet started."""
     return make_server(
         str(checkpoint),
         tp_size=tp_size,
+        postprocessing_batch=postprocessing_batch,
         artifacts_dir=artifacts_dir,
         http_port=find_free_port(),
         grpc_port=find_free_port(),

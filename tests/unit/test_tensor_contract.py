@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from build.demo_checkpoint import DEMO, demo_spec
 from build.render_configs import committed_configs
 from internvl_triton import tensor_contract as contract
+from internvl_triton.limits import Limits
+from internvl_triton.triton_config import Deployment, render_repository
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "model_repository"
@@ -57,6 +60,27 @@ def test_only_the_language_model_batches_and_decouples() -> None:
 def test_postprocessing_has_one_instance() -> None:
     (group,) = parsed("postprocessing").instance_group
     assert group.count == 1  # two reorder a stream
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_postprocessing_batches_when_it_is_asked_to(batch: int) -> None:
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    spec = demo_spec(DEMO)
+    deployment = Deployment(
+        spec, Limits.for_model(spec), DEMO, "../..", "llm", postprocessing_batch=batch
+    )
+    text = render_repository(deployment)["postprocessing"]
+    config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    assert config.HasField("dynamic_batching") == (batch > 1)
+    assert config.max_batch_size == (batch if batch > 1 else 0)
+    # With Triton's own dimension in front, both see the same tensors.
+    front = [-1] if batch > 1 else []
+    on_the_wire = {tensor.name: front + list(tensor.dims) for tensor in config.input}
+    assert on_the_wire == {t.name: list(t.dims) for t in contract.POSTPROCESSING.inputs}
+    outputs = {tensor.name: list(tensor.dims) for tensor in config.output}
+    assert outputs == {t.name: list(t.dims) for t in contract.POSTPROCESSING.outputs}
 
 
 @pytest.mark.parametrize("direction", ["inputs", "outputs"])

@@ -8,8 +8,10 @@ from internvl_triton.stub_watchdog import exit_with_server
 from internvl_triton.tokenizer import load_tokenizer
 from internvl_triton.triton_adapter import (
     StopOnCancel,
+    add_batch_dimension,
     answer_each,
     arrays,
+    is_batching,
     is_brief,
     stop_generation,
 )
@@ -24,6 +26,7 @@ class TritonPythonModel:
             lambda request_id: stop_generation(pb_utils, request_id),
             vocab_size=artifacts.spec().llm.vocab_size,
         )
+        self.batching = is_batching(args)
         self.stop_on_cancel = StopOnCancel(pb_utils)
 
     def execute(self, requests):
@@ -34,6 +37,8 @@ class TritonPythonModel:
     def _answer(self, request):
         tensors = arrays(request)
         if is_brief(request):
-            return self.postprocess(tensors, request.request_id(), brief=True)
-        wanted = request.requested_output_names()
-        return self.postprocess(tensors, request.request_id(), wanted=wanted)
+            outputs = self.postprocess(tensors, request.request_id(), brief=True)
+        else:
+            wanted = request.requested_output_names()
+            outputs = self.postprocess(tensors, request.request_id(), wanted=wanted)
+        return add_batch_dimension(outputs) if self.batching else outputs

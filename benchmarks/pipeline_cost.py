@@ -3,9 +3,10 @@
     python -m benchmarks.pipeline_cost --model demo
 
 Preprocessing, postprocessing, Triton, gRPC and the client are the real ones; the vision step gives
-zeros and the language model a fixed token, without computing. Columns: added per request, TTFT of
-one user; per token, TPOT of one user; requests/s with answers of one token, and streamed tokens/s,
-both at `--concurrency` users.
+zeros and the language model a fixed token, without computing. Rows: a request, and how many chunks
+postprocessing takes at a time (`make serve POSTPROCESSING_BATCH=`), one service for each, measured
+in turn. Columns: added per request, TTFT of one user; per token, TPOT of one user; requests/s with
+answers of one token, and streamed tokens/s, both at `--concurrency` users.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.lengths import Lengths
@@ -36,7 +37,9 @@ from benchmarks.records import RequestRecord
 from benchmarks.targets import open_target
 from benchmarks.workload import Case, GeneratedWorkload
 from internvl_triton import tensor_contract as contract
+from internvl_triton.artifacts import LLMBuild
 from internvl_triton.errors import InternVLTritonError, RequestFailed
+from internvl_triton.triton_config import render_repository
 from internvl_triton.triton_server import TritonServer, find_free_port
 
 __all__ = ["null_service", "pipeline_rows"]
@@ -47,9 +50,13 @@ READY_TIMEOUT_S = 300.0
 
 
 @contextlib.contextmanager
-def null_service(model: str, artifacts_dir: Path) -> Iterator[str]:
+def null_service(
+    model: str, artifacts_dir: Path, *, postprocessing_batch: int = 1
+) -> Iterator[str]:
     """gRPC host:port of the service for `model` with null engines. Raises InternVLTritonError."""
     from build import build_engines
+    from build.engines import default_precision
+    from build.repository import deployment_of
 
     artifacts = build_engines(model, profile="cpu", artifacts_dir=artifacts_dir, progress=False)
     # Beside the real repository: the configs name the artefacts relative to it.
@@ -58,12 +65,19 @@ def null_service(model: str, artifacts_dir: Path) -> Iterator[str]:
         shutil.copytree(artifacts.repository, repository, dirs_exist_ok=True)
         for step in (contract.VISION_ENCODER.name, contract.TENSORRT_LLM.name):
             shutil.copyfile(NULL_ENGINES / f"{step}.py", repository / step / "1" / "model.py")
+        deployment = deployment_of(
+            artifacts,
+            LLMBuild(default_precision(artifacts.spec()), 1),
+            postprocessing_batch=postprocessing_batch,
+        )
+        for step, config in render_repository(deployment).items():
+            (repository / step / "config.pbtxt").write_text(config, encoding="utf-8")
         server = TritonServer(
             repository,
             http_port=find_free_port(),
             grpc_port=find_free_port(),
             metrics_port=find_free_port(),
-            log_path=artifacts.root / "null-engines.log",
+            log_path=artifacts.root / f"null-engines-{postprocessing_batch}.log",
             exit_timeout_s=10,
         )
         with server:
@@ -72,11 +86,21 @@ def null_service(model: str, artifacts_dir: Path) -> Iterator[str]:
 
 
 def pipeline_rows(
-    grpc_url: str, cases: Sequence[str], *, requests: int, tokens: int, concurrency: int
+    services: Mapping[int, str],
+    cases: Sequence[str],
+    *,
+    requests: int,
+    tokens: int,
+    concurrency: int,
 ) -> list[list[str]]:
-    """Header, then one row per case. Raises RequestFailed when a request fails."""
+    """Header, then a row per case and service (chunks at a time -> gRPC host:port).
 
-    def measured(case: str, users: int, output_tokens: int, seed: int) -> list[RequestRecord]:
+    Raises RequestFailed when a request fails.
+    """
+
+    def measured(
+        grpc_url: str, case: str, users: int, output_tokens: int, seed: int
+    ) -> list[RequestRecord]:
         length = Lengths(str(output_tokens))
         workload = GeneratedWorkload((Case.parse(case),), seed=seed, output_tokens=length)
 
@@ -94,15 +118,17 @@ def pipeline_rows(
             raise RequestFailed(f"{case}: {errors}, such as: {failed.message}")
         return records
 
-    rows = [["request", "ms added", "ms per token", "requests/s", "tokens/s"]]
+    rows = [
+        ["request", "chunks at a time", "ms added", "ms per token", "requests/s", "tokens/s"],
+    ]
     for case in cases:
-        one = distribution(defined(latency_s, measured(case, 1, 1, 1))).p50
-        token = distribution(defined(tpot_s, measured(case, 1, tokens, 2))).p50
-        busy = request_throughput(measured(case, concurrency, 1, 3))
-        streamed = output_throughput(measured(case, concurrency, tokens, 4))
-        rows.append(
-            [case, f"{1000 * one:.1f}", f"{1000 * token:.3f}", f"{busy:.1f}", f"{streamed:.0f}"]
-        )
+        for batch, url in services.items():
+            one = distribution(defined(latency_s, measured(url, case, 1, 1, 1))).p50
+            token = distribution(defined(tpot_s, measured(url, case, 1, tokens, 2))).p50
+            busy = request_throughput(measured(url, case, concurrency, 1, 3))
+            streamed = output_throughput(measured(url, case, concurrency, tokens, 4))
+            times = [f"{1000 * one:.1f}", f"{1000 * token:.3f}"]
+            rows.append([case, str(batch), *times, f"{busy:.1f}", f"{streamed:.0f}"])
     return rows
 
 
@@ -116,11 +142,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=128, help="per measurement (%(default)s)")
     parser.add_argument("--tokens", type=int, default=64, help="of an answer (%(default)s)")
     parser.add_argument("--concurrency", type=int, default=32, help="(%(default)s)")
+    parser.add_argument(
+        "--postprocessing-batch",
+        type=int,
+        nargs="+",
+        default=(1, 64),
+        metavar="N",
+        help="chunks at a time (1 64)",
+    )
     args = parser.parse_args(argv)
     try:
-        with null_service(args.model, args.artifacts) as grpc_url:
+        with contextlib.ExitStack() as running:
+            services = {
+                batch: running.enter_context(
+                    null_service(args.model, args.artifacts, postprocessing_batch=batch)
+                )
+                for batch in args.postprocessing_batch
+            }
             rows = pipeline_rows(
-                grpc_url,
+                services,
                 args.cases,
                 requests=args.requests,
                 tokens=args.tokens,

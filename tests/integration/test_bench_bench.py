@@ -53,9 +53,13 @@ def test_an_openai_endpoint_gets_the_same_workload(
 
 
 def test_pipeline_around_null_engines(qwen2: Service) -> None:
-    with null_service(str(qwen2.checkpoint), qwen2.artifacts_dir) as grpc_url:
-        rows = pipeline_rows(grpc_url, ["text", "448x448"], requests=3, tokens=6, concurrency=2)
-    assert [row[0] for row in rows] == ["request", "text", "448x448"]
+    model = str(qwen2.checkpoint), qwen2.artifacts_dir
+    with null_service(*model) as one, null_service(*model, postprocessing_batch=64) as many:
+        cases = ["text", "448x448"]
+        services = {1: one, 64: many}
+        rows = pipeline_rows(services, cases, requests=3, tokens=6, concurrency=2)
+    expected = [[case, str(batch)] for case in cases for batch in services]
+    assert [row[:2] for row in rows[1:]] == expected
     assert all(float(cell) > 0 for row in rows[1:] for cell in row[1:])
     assert not list((qwen2.artifacts_dir).glob("*/null-*/"))
 

@@ -48,6 +48,11 @@ def batches(service: Service) -> tuple[int, int]:
     return int(statistics.inference_count), int(statistics.execution_count)
 
 
+def test_a_batch_of_none_is_refused(qwen2: Service) -> None:
+    with pytest.raises(InvalidRequest, match=r"--postprocessing-batch is 0; it takes 1 or more"):
+        new_server(qwen2.checkpoint, qwen2.artifacts_dir, postprocessing_batch=0)
+
+
 async def ask_all(service: Service, requests: list[dict[str, Any]]) -> list[Answer]:
     async with AsyncClient(service.server.grpc_url, timeout_s=120) as client:
         return list(await asyncio.gather(*(ask(client, **request) for request in requests)))

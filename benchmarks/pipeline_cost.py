@@ -54,9 +54,7 @@ def null_service(
     model: str, artifacts_dir: Path, *, postprocessing_batch: int = 1
 ) -> Iterator[str]:
     """gRPC host:port of the service for `model` with null engines. Raises InternVLTritonError."""
-    from build import build_engines
-    from build.engines import default_precision
-    from build.repository import deployment_of
+    from build import build_engines, default_precision, deployment_of
 
     artifacts = build_engines(model, profile="cpu", artifacts_dir=artifacts_dir, progress=False)
     # Beside the real repository: the configs name the artefacts relative to it.

@@ -1,4 +1,5 @@
-"""Portable artefacts -> engines and the model repository: `build_engines`, `make_server`.
+"""Portable artefacts -> engines and the model repository: `build_engines`, `make_server`; what the
+repository's configs say: `deployment_of`, of a checkpoint's `default_precision`.
 
 For comparisons: `Port`, a checkpoint in transformers, and `reference_tiles` (numpy) and
 `reference_pictures` (PIL) of the model card.
@@ -13,6 +14,8 @@ _MODULE_OF = {
     "Port": "build.parity.port",
     "artifact_name": "build.model_source",
     "build_engines": "build.engines",
+    "default_precision": "build.engines",
+    "deployment_of": "build.repository",
     "enter_container": "build.container",
     "floors_of": "build.planner.floors",
     "make_server": "build.serve",

@@ -65,8 +65,11 @@ class ModelContract:
         return next(tensor for tensor in self.outputs if tensor.name == name)
 
     def batched(self) -> ModelContract:
-        """The same model where Triton makes the batches: the inputs' first dimension is theirs."""
-        inputs = tuple(replace(tensor, dims=tensor.dims[1:]) for tensor in self.inputs)
+        """The same model where Triton makes the batches: the inputs' first dimension is theirs.
+
+        Ragged, so that requests share a batch whatever the lengths of their tensors.
+        """
+        inputs = tuple(replace(tensor, dims=tensor.dims[1:], ragged=True) for tensor in self.inputs)
         return replace(self, inputs=inputs)
 
 

@@ -96,6 +96,8 @@ def tile_image(
     rgb = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
     grid = choose_grid(*rgb.size, max_tiles=max_tiles, tile_size=tile_size)
     num_tiles = grid.num_tiles_with_thumbnail(use_thumbnail=use_thumbnail)
+    if num_tiles == 1 and rgb.size == (tile_size, tile_size):
+        return np.array(rgb)[None]
     tiles = np.empty((num_tiles, tile_size, tile_size, 3), np.uint8)
     pixels = packed_pixels(rgb)
     resize_to_tiles(pixels, tiles[: grid.num_tiles], columns=grid.columns, pool=pool)

@@ -68,8 +68,9 @@ def null_service(
             LLMBuild(default_precision(artifacts.spec()), 1),
             postprocessing_batch=postprocessing_batch,
         )
-        for step, config in render_repository(deployment).items():
-            (repository / step / "config.pbtxt").write_text(config, encoding="utf-8")
+        last = contract.POSTPROCESSING.name
+        config = render_repository(deployment)[last]
+        (repository / last / "config.pbtxt").write_text(config, encoding="utf-8")
         server = TritonServer(
             repository,
             http_port=find_free_port(),
@@ -116,9 +117,8 @@ def pipeline_rows(
             raise RequestFailed(f"{case}: {errors}, such as: {failed.message}")
         return records
 
-    rows = [
-        ["request", "chunks at a time", "ms added", "ms per token", "requests/s", "tokens/s"],
-    ]
+    head = ["request", "chunks at a time"]
+    rows = [[*head, "ms added", "ms per token", "requests/s", "tokens/s"]]
     for case in cases:
         for batch, url in services.items():
             one = distribution(defined(latency_s, measured(url, case, 1, 1, 1))).p50

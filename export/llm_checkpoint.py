@@ -17,7 +17,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,16 +41,11 @@ from internvl_triton.checkpoint_layout import llm_shapes
 from internvl_triton.cpu_llm.rank_layout import kv_heads_per_rank, rank_shapes
 from internvl_triton.errors import InternVLTritonError, InvalidCheckpoint
 from internvl_triton.model_spec import LLMSpec, ModelSpec
-from internvl_triton.safetensors_file import SafetensorsWriter, num_bytes
+from internvl_triton.safetensors_file import SafetensorsWriter, num_bytes, numpy_dtype
 
 __all__ = ["checkpoint_config", "export_llm"]
 
 _STORED_DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}  # safetensors' names
-_NUMPY_DTYPES = {
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F16": np.dtype("f2"),
-    "F32": np.dtype("f4"),
-}
 BLOCK_BYTES = 32 * 2**20  # converted and written at once
 
 # Target name of each source tensor of a layer, and the way it is divided.
@@ -217,7 +211,7 @@ def _write(
     source: str,
 ) -> None:
     """Convert and write `part` in blocks of rows, so that no second copy of it exists."""
-    dtype = _NUMPY_DTYPES[stored_dtype]
+    dtype = numpy_dtype(stored_dtype)
     row_bytes = math.prod(part.shape[1:]) * 4
     step = max(1, BLOCK_BYTES // row_bytes)
     for start in range(0, len(part), step):

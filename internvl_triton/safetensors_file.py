@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ITEM_SIZE", "Layout", "SafetensorsWriter", "TensorMap", "num_bytes"]
+__all__ = ["ITEM_SIZE", "Layout", "SafetensorsWriter", "TensorMap", "num_bytes", "numpy_dtype"]
 
 ITEM_SIZE = {"BF16": 2, "F16": 2, "F32": 4, "I8": 1, "U8": 1, "I32": 4, "I64": 8}
 
@@ -34,6 +34,13 @@ _PAGE_BYTES = 4096
 _COPY_BYTES = 2**20  # stays in a core's own cache
 
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]  # tensor name -> (dtype name, shape)
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """numpy's dtype of one that safetensors calls `name`. Raises TypeError for one it has not."""
+    import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
+
+    return np.dtype(_NUMPY_NAMES.get(name, name))
 
 
 def num_bytes(layout: Layout) -> int:
@@ -61,11 +68,10 @@ class TensorMap:
     def read(self, name: str) -> NDArray[Any]:
         """The whole tensor, mapped read-only for as long as the array lives.
 
-        Raises KeyError when there is no such tensor; TypeError when numpy (with ml_dtypes) has no
-        such dtype.
+        Raises KeyError when there is no such tensor; TypeError when numpy has no such dtype.
         """
         entry = self._header[name]
-        dtype = np.dtype(_NUMPY_NAMES.get(entry["dtype"], entry["dtype"]))
+        dtype = numpy_dtype(entry["dtype"])
         begin, end = (self._begin + offset for offset in entry["data_offsets"])
         if begin == end:
             return np.empty(entry["shape"], dtype)

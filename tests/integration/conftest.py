@@ -46,6 +46,14 @@ class Service:
     server: TritonServer
     client: Client
 
+    def statistics(self, model: str) -> Any:
+        """Triton's ModelStatistics of one step, since the start."""
+        from tritonclient.grpc import InferenceServerClient
+
+        with InferenceServerClient(self.server.grpc_url) as client:
+            (found,) = client.get_inference_statistics(model).model_stats
+        return found
+
 
 @pytest.fixture(scope="session")
 def start_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Service]]:

@@ -67,9 +67,8 @@ def test_running_requests_finish_and_new_ones_are_refused(start: Start) -> None:
                 client.generate("Too late?", max_tokens=1)
             with Client(served.url) as another, pytest.raises(ServerUnavailable):
                 another.generate("Too late?", max_tokens=1)
-            assert not whole.done(), (
-                whole.result()
-            )  # or this test has come too late to prove anything
+            # Otherwise this test has come too late to prove anything.
+            assert not whole.done(), whole.result()
 
             for _ in chunks:
                 pass

@@ -124,8 +124,4 @@ def test_the_second_question_about_a_picture_runs_no_vision_engine(qwen2: Servic
 
 def vision_ns(service: Service) -> int:
     """Nanoseconds that vision_encoder has spent on requests since the start."""
-    from tritonclient.grpc import InferenceServerClient
-
-    with InferenceServerClient(service.server.grpc_url) as client:
-        (statistics,) = client.get_inference_statistics("vision_encoder").model_stats
-    return int(statistics.inference_stats.compute_infer.ns)
+    return int(service.statistics("vision_encoder").inference_stats.compute_infer.ns)

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from internvl_triton import tensor_contract as contract
 from internvl_triton.artifacts import LLMBuild, Profile
 from internvl_triton.errors import InvalidRequest, ServerUnavailable
+from internvl_triton.grpc_poller import prefer_light_poller
 
 __all__ = ["ServedBuild", "read_served_build", "served_build"]
 
@@ -28,6 +29,7 @@ class ServedBuild:
 
 def read_served_build(grpc_url: str) -> ServedBuild:
     """Of the service at host:port. Raises ServerUnavailable; InvalidRequest for another one."""
+    prefer_light_poller()
     from tritonclient.grpc import InferenceServerClient
     from tritonclient.utils import InferenceServerException
 

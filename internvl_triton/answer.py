@@ -69,7 +69,8 @@ class AnswerText:
 def next_chunk(
     response: dict[str, NDArray[Any]], text: AnswerText, answer: Answer, *, top_logprobs: int = 0
 ) -> Chunk:
-    """One response of the ensemble as a chunk, added to `answer`. Log-probs can be missing.
+    """One response of the ensemble as a chunk, added to `answer`. Log-probs can be missing,
+    and num_input_tokens behind the first one.
 
     top_logprobs: how many alternatives were asked for; the server sends more.
     """
@@ -93,6 +94,7 @@ def next_chunk(
     answer.token_ids += chunk.token_ids
     answer.log_probs += chunk.log_probs
     answer.top_log_probs += chunk.top_log_probs
-    answer.num_input_tokens = int(response[contract.NUM_INPUT_TOKENS.name].reshape(-1)[0])
+    if contract.NUM_INPUT_TOKENS.name in response:
+        answer.num_input_tokens = int(response[contract.NUM_INPUT_TOKENS.name].reshape(-1)[0])
     answer.num_output_tokens = len(answer.token_ids)
     return chunk

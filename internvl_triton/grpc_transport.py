@@ -18,6 +18,7 @@ from internvl_triton.errors import (
     RequestTimedOut,
     ServerUnavailable,
 )
+from internvl_triton.grpc_poller import prefer_light_poller
 
 __all__ = ["GrpcTransport", "stop_inputs", "timed_out"]
 
@@ -38,6 +39,7 @@ class GrpcTransport:
     """
 
     def __init__(self, url: str) -> None:
+        prefer_light_poller()
         from tritonclient.grpc import aio
 
         self.url = url

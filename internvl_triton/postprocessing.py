@@ -43,6 +43,7 @@ class Postprocessor:
         self.vocab_size = vocab_size
         self._stop_generation = stop_generation
         self._scanners: OrderedDict[str, StopScanner] = OrderedDict()
+        self._begun: OrderedDict[str, None] = OrderedDict()
 
     def __call__(
         self,
@@ -82,8 +83,10 @@ class Postprocessor:
         outputs = {
             contract.TEXT_OUTPUT.name: np.array([text], np.object_),
             contract.ANSWER_IDS.name: ids.astype(np.int32, copy=False),
-            contract.NUM_INPUT_TOKENS.name: _scalar(response, contract.NUM_INPUT_TOKENS.name),
         }
+        if not brief or self._is_first(request_id):
+            num_input_tokens = _scalar(response, contract.NUM_INPUT_TOKENS.name)
+            outputs[contract.NUM_INPUT_TOKENS.name] = num_input_tokens
         if not brief:
             outputs[contract.NUM_OUTPUT_TOKENS.name] = np.array([len(ids)], np.int32)
         if stopped or not brief:
@@ -102,6 +105,16 @@ class Postprocessor:
         if wanted is _ALL:
             return outputs
         return {name: value for name, value in outputs.items() if name in wanted}
+
+    def _is_first(self, request_id: str) -> bool:
+        """Whether this is the first brief response of a request; true of all without an id."""
+        if request_id in self._begun:
+            return False
+        if request_id:
+            self._begun[request_id] = None
+            if len(self._begun) > _MAX_ANNOUNCED:
+                self._begun.popitem(last=False)
+        return True
 
     def _top_log_probs(
         self, response: dict[str, NDArray[Any]], num_tokens: int

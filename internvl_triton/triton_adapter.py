@@ -24,6 +24,7 @@ from internvl_triton.tensor_contract import Tensor
 
 __all__ = [
     "CancelCheck",
+    "SmallTensors",
     "StopOnCancel",
     "add_batch_dimension",
     "announce_stops",
@@ -114,11 +115,50 @@ def _is_brief(parameters: str) -> bool:
     return json.loads(parameters or "{}").get(contract.BRIEF) is True
 
 
-def response(pb_utils: Any, values: dict[str, Any]) -> Any:
-    """A response of numpy arrays, and of GPU tensors, which stay on their GPU (DLPack)."""
+class SmallTensors:
+    """`pb_utils.Tensor`, but what has one number or one short string is made once and sent again.
+
+    Making tensors is most of what postprocessing does for a token, and the same ones come again and
+    again. The backend allows it: a tensor's copy in shared memory is made when it is first sent,
+    counts its users, and is never written again (`PbTensor::SaveToSharedMemory`). That first time
+    must not come in two threads at once, so a step may use this if one thread sends its responses.
+    """
+
+    MAX_TENSORS = 4096
+    MAX_BYTES = 64
+
+    def __init__(self, pb_utils: Any) -> None:
+        self._make = pb_utils.Tensor
+        self._made = functools.lru_cache(self.MAX_TENSORS)(functools.partial(_small, pb_utils))
+
+    def __call__(self, name: str, value: NDArray[Any]) -> Any:
+        if value.size != 1 or value.dtype not in (np.int32, np.object_):
+            return self._make(name, value)
+        item = value.item()
+        if isinstance(item, bytes) and len(item) > self.MAX_BYTES:
+            return self._make(name, value)
+        return self._made(name, value.dtype, value.ndim, item)
+
+
+def _small(pb_utils: Any, name: str, dtype: Any, ndim: int, item: int | bytes) -> Any:
+    value = np.empty((1,) * ndim, dtype)
+    value.fill(item)
+    return pb_utils.Tensor(name, value)
+
+
+def response(
+    pb_utils: Any,
+    values: dict[str, Any],
+    tensor: Callable[[str, NDArray[Any]], Any] | None = None,
+) -> Any:
+    """A response of numpy arrays, and of GPU tensors, which stay on their GPU (DLPack).
+
+    tensor: makes those of numpy arrays; None is `pb_utils.Tensor`.
+    """
+    tensor = tensor or pb_utils.Tensor
     return pb_utils.InferenceResponse(
         output_tensors=[
-            pb_utils.Tensor(name, value)
+            tensor(name, value)
             if isinstance(value, np.ndarray)
             else pb_utils.Tensor.from_dlpack(name, value)
             for name, value in values.items()
@@ -130,13 +170,17 @@ def answer_each(
     pb_utils: Any,
     requests: Iterable[Any],
     answer: Callable[[Any], dict[str, Any]],
+    tensor: Callable[[str, NDArray[Any]], Any] | None = None,
 ) -> list[Any]:
     """One response per request. What the caller did wrong is INVALID_ARG with its message;
-    anything else is INTERNAL without details, and the traceback goes to the log."""
+    anything else is INTERNAL without details, and the traceback goes to the log.
+
+    tensor: see `response`.
+    """
     responses = []
     for request in requests:
         try:
-            responses.append(response(pb_utils, answer(request)))
+            responses.append(response(pb_utils, answer(request), tensor))
         except InvalidRequest as error:
             message = contract.INVALID_REQUEST + str(error)
             responses.append(
@@ -188,17 +232,19 @@ class StopOnCancel:
     postprocessing sends `tensorrt_llm` the stop from a thread, and again if answers still come
     RESEND_S later: an id can belong to a new request by then. It must keep answering normally: an
     error here would leak the ensemble's request. As in `CancelCheck`, the server is not asked at
-    every token: at an answer's first one, then at most every PERIOD_S.
+    every token: at an answer's first one, then every PERIOD_S. A question takes longer than a chunk
+    and all streams wait for it, so many streams ask less often: PER_SECOND times together.
     """
 
     PERIOD_S = 0.1
+    PER_SECOND = 100
     RESEND_S = 1.0
+    FORGET_S = 1.0  # after its next question was due, an answer has ended
 
-    def __init__(self, pb_utils: Any, *, remember: int = 4096) -> None:
+    def __init__(self, pb_utils: Any) -> None:
         self._pb_utils = pb_utils
-        # Request id -> when to ask next.
+        # Request id -> when to ask next; who was asked longest ago comes first.
         self._next: collections.OrderedDict[str, float] = collections.OrderedDict()
-        self._remember = remember
 
     def __call__(self, request: Any) -> None:
         request_id = request.request_id()
@@ -206,9 +252,11 @@ class StopOnCancel:
         if not request_id or now < self._next.get(request_id, now):
             return
         cancelled = request.is_cancelled()
-        self._next[request_id] = now + (self.RESEND_S if cancelled else self.PERIOD_S)
-        if len(self._next) > self._remember:
+        while self._next and next(iter(self._next.values())) < now - self.FORGET_S:
             self._next.popitem(last=False)
+        period = max(self.PERIOD_S, len(self._next) / self.PER_SECOND)
+        self._next[request_id] = now + (self.RESEND_S if cancelled else period)
+        self._next.move_to_end(request_id)
         if cancelled:
             stop_generation(self._pb_utils, request_id)
 

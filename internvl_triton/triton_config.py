@@ -10,6 +10,7 @@ from typing import Any
 
 from internvl_triton import tensor_contract as contract
 from internvl_triton.gpu_deployment import GpuDeployment
+from internvl_triton.grpc_poller import prefer_light_poller
 from internvl_triton.limits import Limits
 from internvl_triton.model_spec import ModelSpec
 from internvl_triton.tensor_contract import ModelContract, Tensor
@@ -112,6 +113,14 @@ def _tensorrtllm_model(model: ModelContract, gpu: GpuDeployment, limits: Limits)
     return config
 
 
+def _messages() -> Any:
+    """Triton's protobuf module of model configs."""
+    prefer_light_poller()  # the package of the messages imports gRPC
+    from tritonclient.grpc import model_config_pb2
+
+    return model_config_pb2
+
+
 def _python_model(
     model: ModelContract,
     parameters: dict[str, str],
@@ -121,7 +130,7 @@ def _python_model(
     decoupled: bool = False,
     tile_size: int | None = None,
 ) -> Any:
-    from tritonclient.grpc import model_config_pb2 as pb
+    pb = _messages()
 
     config = pb.ModelConfig(name=model.name, backend="python", max_batch_size=max_batch_size)
     if decoupled:
@@ -134,7 +143,7 @@ def _python_model(
 
 
 def _ensemble(deployment: Deployment) -> Any:
-    from tritonclient.grpc import model_config_pb2 as pb
+    pb = _messages()
 
     spec, limits = deployment.spec, deployment.limits
     config = pb.ModelConfig(name=contract.ENSEMBLE.name, platform="ensemble", max_batch_size=0)
@@ -177,7 +186,7 @@ def _ensemble(deployment: Deployment) -> Any:
 
 
 def _add_tensors(config: Any, model: ModelContract, tile_size: int | None) -> None:
-    from tritonclient.grpc import model_config_pb2 as pb
+    pb = _messages()
 
     def fill(entry: Any, tensor: Tensor) -> None:
         entry.name = tensor.name

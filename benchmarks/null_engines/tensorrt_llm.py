@@ -11,9 +11,9 @@ from internvl_triton import tensor_contract as contract
 from internvl_triton.cpu_llm import GenerationChunk
 from internvl_triton.llm_tensors import chunk_tensors, generation_request
 from internvl_triton.stub_watchdog import exit_with_server
-from internvl_triton.triton_adapter import arrays, flag, response
+from internvl_triton.triton_adapter import SmallTensors, arrays, flag, response
 
-TOKEN = 65  # of every answer: text in every vocabulary
+TOKENS = range(65, 91)  # of every answer, in turn: text in every vocabulary
 
 
 class TritonPythonModel:
@@ -22,6 +22,7 @@ class TritonPythonModel:
 
         exit_with_server()
         self.pb_utils = pb_utils
+        self.tensor = SmallTensors(pb_utils)
         self.final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         self.running = collections.deque()
         self.changed = threading.Condition()
@@ -46,9 +47,10 @@ class TritonPythonModel:
                 sender, generation, left = self.running.popleft()
             tokens = 1 if generation.streaming else left
             final = left <= tokens
-            chunk = GenerationChunk((TOKEN,) * tokens, len(generation.input_ids), final=final)
-            tensors = chunk_tensors(chunk, generation)
-            sender.send(response(self.pb_utils, tensors), flags=self.final if final else 0)
+            ids = tuple(TOKENS[(left - k) % len(TOKENS)] for k in range(tokens))
+            chunk = GenerationChunk(ids, len(generation.input_ids), final=final)
+            answer = response(self.pb_utils, chunk_tensors(chunk, generation), self.tensor)
+            sender.send(answer, flags=self.final if final else 0)
             if not final:
                 with self.changed:
                     self.running.append((sender, generation, left - 1))

@@ -40,6 +40,7 @@ LAYERS = {
         "feature_cache",
         "gpu_deployment",
         "gpu_triton_server",
+        "grpc_poller",
         "grpc_transport",
         "guides",
         "keep_serving",

@@ -7,6 +7,7 @@ from internvl_triton.postprocessing import Postprocessor
 from internvl_triton.stub_watchdog import exit_with_server
 from internvl_triton.tokenizer import load_tokenizer
 from internvl_triton.triton_adapter import (
+    SmallTensors,
     StopOnCancel,
     add_batch_dimension,
     answer_each,
@@ -28,11 +29,12 @@ class TritonPythonModel:
         )
         self.batching = is_batching(args)
         self.stop_on_cancel = StopOnCancel(pb_utils)
+        self.tensor = SmallTensors(pb_utils)
 
     def execute(self, requests):
         for request in requests:
             self.stop_on_cancel(request)
-        return answer_each(pb_utils, requests, self._answer)
+        return answer_each(pb_utils, requests, self._answer, self.tensor)
 
     def _answer(self, request):
         tensors = arrays(request)

@@ -2,7 +2,8 @@
 
 Sources: Triton's durations of each model (its queue, and the rest of execute()), and our own stage
 counters inside preprocessing and the CPU language model. Network is what the client waited longer
-than the ensemble's request lasted, as Triton measured that. A model that runs once per chunk
+than the ensemble's request lasted, as Triton measured that; Triton's clock can stop a little after
+the client has its last chunk, so it is 0 where that would be less. A model that runs once per chunk
 (postprocessing) delays an answer by its last run only.
 
 On the GPU TensorRT-LLM's backend has no stage counters: waiting and prefill are then one stage,
@@ -63,7 +64,7 @@ def stage_breakdown(records: Sequence[RequestRecord], server: Samples) -> StageB
     decode = server.sum(STAGE_SECONDS, model=pre, stage="decode") / len(records)
     tiling = server.sum(STAGE_SECONDS, model=pre, stage="tiling") / len(records)
     stages = {
-        "network": latency - lasted,
+        "network": max(0.0, latency - lasted),
         "decode": decode,
         "tiling": tiling,
         "prompt and hand-over": _compute(server, pre, ran[pre]) - decode - tiling,

@@ -18,7 +18,7 @@ from internvl_triton.top_log_probs import top_log_probs
 __all__ = ["Postprocessor"]
 
 _ALL = frozenset(tensor.name for tensor in contract.POSTPROCESSING.outputs)
-_MAX_ANNOUNCED = 4096  # far more than can wait and run; what is forgotten first never came
+_MAX_KNOWN = 4096  # requests: far more than can wait and run; what is forgotten first has ended
 
 
 class Postprocessor:
@@ -112,7 +112,7 @@ class Postprocessor:
             return False
         if request_id:
             self._begun[request_id] = None
-            if len(self._begun) > _MAX_ANNOUNCED:
+            if len(self._begun) > _MAX_KNOWN:
                 self._begun.popitem(last=False)
         return True
 
@@ -134,9 +134,10 @@ class Postprocessor:
                 f"request id {request_id!r} is in use by a request that has not finished; give "
                 "every request an id of its own"
             )
+        self._begun.pop(request_id, None)
         self._scanners[request_id] = StopScanner(rule)
         self._scanners.move_to_end(request_id)
-        if len(self._scanners) > _MAX_ANNOUNCED:
+        if len(self._scanners) > _MAX_KNOWN:
             self._scanners.popitem(last=False)
 
     def _scan(

@@ -206,9 +206,10 @@ LOG_PROBS = Tensor("log_probs", "FP32", (-1,))
 TOP_TOKEN_IDS = Tensor("top_token_ids", "INT32", (-1, MAX_TOP_LOG_PROBS))
 TOP_LOG_PROBS = Tensor("top_log_probs", "FP32", (-1, MAX_TOP_LOG_PROBS))
 # A request parameter, which Triton hands on to every step. True leaves out of each response what a
-# caller can do without: error and stopped when there is nothing to tell, num_output_tokens, and the
-# log-probs that were not asked for. Otherwise the last step makes all outputs of the ensemble,
-# whichever the caller requests, and each costs every token time.
+# caller can do without: error and stopped when there is nothing to tell, num_output_tokens,
+# num_input_tokens behind the first response of a request id, and the log-probs that were not asked
+# for. Otherwise the last step makes all outputs of the ensemble, whichever the caller requests, and
+# each costs every token time.
 BRIEF = "brief"
 STOPPED = Tensor("stopped", "BOOL", (1,))  # a stop string was found: the answer ends here
 # Announces a request with stop strings, before its first chunk: JSON of stop_strings.StopRule.

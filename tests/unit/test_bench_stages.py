@@ -84,6 +84,15 @@ def test_without_engine_counters_the_client_tells_prefill_and_decode() -> None:
     assert breakdown.stages["waiting and prefill"] == pytest.approx(0.311)
 
 
+def test_a_clock_that_stops_after_the_client_has_everything_is_unaccounted_for() -> None:
+    longer = PAGE.replace("1960000", "2020000")  # 1.01 s a request, the client's latency is 1.0
+    assert longer != PAGE
+    breakdown = stage_breakdown(RECORDS, parse_samples(longer + ENGINE))
+    assert breakdown is not None
+    assert breakdown.stages["network"] == 0.0
+    assert breakdown.unaccounted_s == pytest.approx(0.029)  # 9 ms, and 20 of network that is none
+
+
 def test_no_breakdown_of_other_peoples_requests_or_failures() -> None:
     page = parse_samples(PAGE + ENGINE)
     assert stage_breakdown(RECORDS[:1], page) is None

@@ -210,3 +210,18 @@ def test_a_brief_response_has_only_what_there_is_to_tell() -> None:
     assert set(outputs(GenerationChunk((2,), 5))) == least | {"stopped"}
     assert set(outputs(GenerationChunk((), 5, error="failed"))) == least | {"error"}
     assert set(outputs(GenerationChunk((1,), 5, (-1.0,)), REQUEST)) == least | {"log_probs"}
+
+
+def test_brief_responses_tell_the_prompts_length_once() -> None:
+    quiet = GenerationRequest(request_id="", input_ids=np.zeros(1, np.int32), request_output_len=9)
+    tensors = chunk_tensors(GenerationChunk((1,), 5), quiet)
+    step = Step()
+
+    def told(request_id: str, *, brief: bool = True) -> bool:
+        return "num_input_tokens" in step.run(tensors, request_id, brief=brief)
+
+    assert [told("a"), told("b"), told("a"), told("b")] == [True, True, False, False]
+    assert told("a", brief=False)
+    assert [told(""), told("")] == [True, True]  # nobody knows which request it is
+    step.announce("a")  # another request with an id that was used before
+    assert [told("a"), told("a")] == [True, False]

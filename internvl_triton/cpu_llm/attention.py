@@ -12,6 +12,10 @@ __all__ = ["RotaryEmbedding", "causal_attention"]
 Array = NDArray[np.float32]
 
 MAX_SCORES = 4 * 2**20  # attention scores in memory at once: 16 MB of float32
+ROWS = 64  # queries of a block: its scores stay in the cache, and few of them are hidden
+# Up to so many rows, BLAS is faster with one product of the matrix and a vector for each: for a
+# product of matrices it first copies the keys.
+FEW_ROWS = 4
 
 
 class RotaryEmbedding:
@@ -53,19 +57,31 @@ def causal_attention(queries: Array, keys: Array, values: Array) -> Array:
     grouped = queries.reshape(n, kv_heads, groups, head_dim).transpose(1, 0, 2, 3)
     grouped = grouped * np.float32(1 / math.sqrt(head_dim))
     output = np.empty((n, kv_heads, groups, head_dim), np.float32)
-    step = max(1, min(n, MAX_SCORES // (heads * length)))
+    step = max(1, min(n, ROWS, MAX_SCORES // (heads * length)))
     for start in range(0, n, step):
         stop = min(start + step, n)
         rows, visible = stop - start, past + stop
         block = grouped[:, start:stop].reshape(kv_heads, rows * groups, head_dim)
-        scores = block @ keys[:, :visible].transpose(0, 2, 1)
+        scores = _product(block, keys[:, :visible].transpose(0, 2, 1))
         if rows > 1:
             by_row = scores.reshape(kv_heads, rows, groups, visible)
             hidden = np.triu(np.ones((rows, rows), dtype=bool), 1)[:, None]
             np.copyto(by_row[..., past + start :], np.float32(-np.inf), where=hidden)
         scores -= scores.max(axis=2, keepdims=True)
         np.exp(scores, out=scores)
-        scores /= scores.sum(axis=2, keepdims=True)
-        attended = (scores @ values[:, :visible]).reshape(kv_heads, rows, groups, head_dim)
+        attended = _product(scores, values[:, :visible])
+        attended /= scores.sum(axis=2, keepdims=True)
+        attended = attended.reshape(kv_heads, rows, groups, head_dim)
         output[start:stop] = attended.transpose(1, 0, 2, 3)
     return output.reshape(n, heads * head_dim)
+
+
+def _product(rows: Array, matrix: Array) -> Array:
+    """rows (kv_heads, m, k) times matrix (kv_heads, k, n): (kv_heads, m, n)."""
+    m = rows.shape[1]
+    if m > FEW_ROWS:
+        return rows @ matrix
+    product = np.empty((len(rows), m, matrix.shape[2]), np.float32)
+    for row in range(m):
+        np.matmul(rows[:, row : row + 1], matrix, out=product[:, row : row + 1])
+    return product

@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from build.engines import main
+from internvl_triton.checkpoint import Checkpoint
 from internvl_triton.errors import InvalidCheckpoint, UnsupportedCheckpoint
 from internvl_triton.model_spec import ModelSpec
 from internvl_triton.published_models import published_config
@@ -253,6 +254,32 @@ def test_a_dtype_that_is_no_models(
 def test_a_transposed_matrix(refusal: Callable[..., str]) -> None:
     error = refusal(change_weights(lambda t: t.update({UP: np.ascontiguousarray(t[UP].T)})))
     assert f"{UP} has shape (64, 128); config.json implies (128, 64)" in error
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", [UP, FC1, HEAD, "mlp1.0.bias"])
+def test_a_weight_that_is_no_number(
+    refusal: Callable[..., str], name: str, value: float, dtype: Any
+) -> None:
+    def spoil(tensors: dict[str, Any]) -> None:
+        tensors[name] = tensors[name].astype(dtype)
+        tensors[name].reshape(-1)[-1] = value
+
+    error = refusal(change_weights(spoil))
+    assert f"model.safetensors: {name} holds weights that are infinite or not a number" in error
+
+
+def test_the_largest_number_of_a_dtype_is_one(sound: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(sound, tmp_path / "checkpoint")
+    largest = ml_dtypes.finfo(ml_dtypes.bfloat16).max
+
+    def spoil(tensors: dict[str, Any]) -> None:
+        tensors[UP] = tensors[UP].astype(ml_dtypes.bfloat16)
+        tensors[UP][0] = [largest, -largest] * (tensors[UP].shape[1] // 2)
+
+    change_weights(spoil)(checkpoint)
+    assert Checkpoint(checkpoint).read(UP)[0, 1] == -largest
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ from tests.integration.processes import eventually, processes_naming
 
 pytestmark = pytest.mark.triton
 
-LONG = {"max_tokens": 4000, "min_tokens": 4000}
+LONG = {"max_tokens": 20000, "min_tokens": 20000}
 
 
 @pytest.fixture(scope="module")

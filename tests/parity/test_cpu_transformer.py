@@ -153,7 +153,7 @@ def test_greedy_answer_is_that_of_the_oracles_own_loop(model: Model) -> None:
 def test_prefill_in_pieces_is_the_same(model: Model) -> None:
     prompt = make_prompt(model.oracle, PROMPTS["1-tile"], seed=5)
     whole = all_logits(model.tp[2], prompt)
-    np.testing.assert_allclose(all_logits(model.tp[2], prompt, 37), whole, atol=1e-4)
+    np.testing.assert_allclose(all_logits(model.tp[2], prompt, 37), whole, atol=3e-4)
 
 
 def test_sequences_of_one_step_do_not_mix(model: Model) -> None:

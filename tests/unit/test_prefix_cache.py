@@ -255,7 +255,7 @@ def test_answers_are_the_same_with_and_without_reuse(llm_checkpoint: Path, strea
     for turn, answer in zip([*expected, *other_expected], [*answers, *other], strict=True):
         assert answer.error == ""
         assert answer.tokens == turn.tokens
-        assert answer.chunks[-1].log_probs == pytest.approx(turn.chunks[-1].log_probs, abs=1e-5)
+        assert answer.chunks[-1].log_probs == pytest.approx(turn.chunks[-1].log_probs, abs=1e-4)
 
 
 def test_logits_behind_a_reused_prefix(llm_checkpoint: Path) -> None:
@@ -269,7 +269,7 @@ def test_logits_behind_a_reused_prefix(llm_checkpoint: Path) -> None:
     found = prefixes.take(ids, None, again)
     assert found == 160
     logits = model.logits(model.forward([Segment(ids[found:], again)]))[-20:]
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-4)
 
 
 def test_a_stopped_request_leaves_what_it_computed(llm_checkpoint: Path) -> None:

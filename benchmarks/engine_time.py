@@ -176,21 +176,29 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="demo", help="name or directory (%(default)s)")
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR")
     parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
-    parser.add_argument("--prompt", type=int, default=512, help="tokens (%(default)s)")
+    parser.add_argument(
+        "--prompt",
+        type=int,
+        nargs="+",
+        default=(64, 512),
+        metavar="N",
+        help="tokens, of a question alone and of one with a picture (64 512)",
+    )
     parser.add_argument("--tokens", type=int, default=64, help="of an answer (%(default)s)")
     args = parser.parse_args(argv)
     try:
         artifacts, port = _load(args.model, args.artifacts)
         rows = vision_rows(artifacts, port, rounds=args.rounds)
         print(f"\nVision tower of {artifacts.name}, float32\n\n{markdown_table(rows)}")
-        rows = llm_rows(
-            artifacts, port, prompt_tokens=args.prompt, tokens=args.tokens, rounds=args.rounds
-        )
+        for prompt in args.prompt:
+            rows = llm_rows(
+                artifacts, port, prompt_tokens=prompt, tokens=args.tokens, rounds=args.rounds
+            )
+            title = f"{prompt} + {args.tokens} tokens, float32"
+            print(f"\nLanguage model of {artifacts.name}, {title}\n\n{markdown_table(rows)}")
     except InternVLTritonError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    title = f"{args.prompt} + {args.tokens} tokens, float32"
-    print(f"\nLanguage model of {artifacts.name}, {title}\n\n{markdown_table(rows)}")
     return 0
 
 

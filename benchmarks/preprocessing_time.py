@@ -5,7 +5,8 @@
 All three begin with the bytes of a JPEG file. Ours end in uint8 tiles, because the vision graph
 normalises; the others end in normalised float32 pixel_values, as their models want them. Cells: the
 median ms per picture; other / ours, median over the rounds, smallest and largest in brackets.
-With n threads, n pictures are worked on at a time, each library on one thread for each.
+With n threads, n pictures are worked on at a time, each library on one thread for each. Freed memory
+stays in the process, for all three, as it does in the service's step (`freed_memory.py`).
 Then: the bytes that cross each boundary of the service, measured on the tensors themselves.
 """
 
@@ -25,6 +26,7 @@ from benchmarks.markdown import markdown_table
 from benchmarks.pictures import jpeg
 from benchmarks.side_by_side import ratio_row, time_in_turn
 from internvl_triton.errors import InternVLTritonError, InvalidRequest
+from internvl_triton.freed_memory import keep_freed_memory
 from internvl_triton.limits import Limits
 from internvl_triton.media import decode_image
 from internvl_triton.tiling import count_tiles, tile_image
@@ -158,6 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=cores, metavar="N", help="(%(default)s)")
     parser.add_argument("--hidden-size", type=int, default=4096, help="8B: 4096 (%(default)s)")
     args = parser.parse_args(argv)
+    keep_freed_memory()
     try:
         for at_a_time, threads in dict.fromkeys([(1, 1), (1, args.threads), (args.threads, 1)]):
             rows = time_rows(SIZES, at_a_time=at_a_time, threads=threads, rounds=args.rounds)

@@ -36,30 +36,31 @@ def packed_pixels(image: Image.Image) -> NDArray[np.uint32]:
 
 def resize_to_tiles(
     pixels: NDArray[np.uint32],
-    tiles: NDArray[np.uint8],
-    *,
-    columns: int = 1,
+    *grids: tuple[NDArray[np.uint8], int],
     pool: Executor | None = None,
 ) -> None:
-    """Fill `tiles`: what PIL's `resize(..., BICUBIC)` makes of a picture, cut into tiles.
+    """Fill the tiles of each grid: what PIL's `resize(..., BICUBIC)` makes of a picture, cut up.
 
-    pixels: uint32 (h, w), of `packed_pixels`. tiles: uint8 (rows * columns, tile height, tile
-    width, 3), row by row. pool: threads that work on parts of the picture.
+    pixels: uint32 (h, w), of `packed_pixels`. grids: uint8 (rows * columns, tile height, tile
+    width, 3), row by row, and its columns. pool: threads that work on parts of the pictures.
     """
-    num_tiles, tile_height, tile_width = tiles.shape[:3]
-    old_height, old_width = pixels.shape
-    height = num_tiles // columns * tile_height
-    across, down = _weights(old_width, columns * tile_width), _weights(old_height, height)
-    into = tiles.reshape(num_tiles, tile_height, tile_width * 3)
     kernel = compile_kernel()
-    if pool is None:
-        kernel(pixels, *across, *down, into, columns, 0, height)
-        return
-    size = -(-height // _PARTS)
-    todo = [
-        pool.submit(kernel, pixels, *across, *down, into, columns, begin, min(begin + size, height))
-        for begin in range(0, height, size)
-    ]
+    todo = []
+    for tiles, columns in grids:
+        num_tiles, tile_height, tile_width = tiles.shape[:3]
+        old_height, old_width = pixels.shape
+        height = num_tiles // columns * tile_height
+        across, down = _weights(old_width, columns * tile_width), _weights(old_height, height)
+        into = tiles.reshape(num_tiles, tile_height, tile_width * 3)
+        resize = functools.partial(kernel, pixels, *across, *down, into, columns)
+        if pool is None:
+            resize(0, height)
+            continue
+        size = -(-height // _PARTS)
+        todo += [
+            pool.submit(resize, begin, min(begin + size, height))
+            for begin in range(0, height, size)
+        ]
     for part in todo:
         part.result()
 

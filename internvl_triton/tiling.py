@@ -99,8 +99,8 @@ def tile_image(
     if num_tiles == 1 and rgb.size == (tile_size, tile_size):
         return np.array(rgb)[None]
     tiles = np.empty((num_tiles, tile_size, tile_size, 3), np.uint8)
-    pixels = packed_pixels(rgb)
-    resize_to_tiles(pixels, tiles[: grid.num_tiles], columns=grid.columns, pool=pool)
+    grids = [(tiles[: grid.num_tiles], grid.columns)]
     if num_tiles > grid.num_tiles:
-        resize_to_tiles(pixels, tiles[-1:], pool=pool)
+        grids.append((tiles[-1:], 1))
+    resize_to_tiles(packed_pixels(rgb), *grids, pool=pool)
     return tiles

@@ -38,6 +38,7 @@ LAYERS = {
         "cpu_llm",
         "fake_transport",
         "feature_cache",
+        "freed_memory",
         "gpu_deployment",
         "gpu_triton_server",
         "grpc_poller",

@@ -27,7 +27,7 @@ def resize(
     pixels: NDArray[np.uint8], width: int, height: int, pool: Executor | None = None
 ) -> NDArray[np.uint8]:
     tile = np.empty((1, height, width, 3), np.uint8)
-    resize_to_tiles(packed_pixels(Image.fromarray(pixels)), tile, pool=pool)
+    resize_to_tiles(packed_pixels(Image.fromarray(pixels)), (tile, 1), pool=pool)
     return tile[0]
 
 
@@ -83,7 +83,7 @@ def test_tiles_are_pieces_of_the_resized_picture(columns: int, rows: int, thread
     pixels, height, width = noise(97, 61), 20, 28
     tiles = np.zeros((rows * columns, height, width, 3), np.uint8)
     with ThreadPoolExecutor(threads) as pool:
-        resize_to_tiles(packed_pixels(Image.fromarray(pixels)), tiles, columns=columns, pool=pool)
+        resize_to_tiles(packed_pixels(Image.fromarray(pixels)), (tiles, columns), pool=pool)
     whole = pil(pixels, columns * width, rows * height)
     for index, tile in enumerate(tiles):
         top, left = index // columns * height, index % columns * width

@@ -6,6 +6,7 @@ import triton_python_backend_utils as pb_utils
 
 from internvl_triton import tensor_contract as contract
 from internvl_triton.artifacts import Artifacts
+from internvl_triton.freed_memory import keep_freed_memory
 from internvl_triton.preprocessing import DECODE, TILING, Preprocessor, Request, stop_rule
 from internvl_triton.stage_metrics import StageMetrics, StageTimes
 from internvl_triton.stub_watchdog import exit_with_server
@@ -18,6 +19,7 @@ MOST_THREADS = 4  # for one picture; more have nothing to do on most grids
 class TritonPythonModel:
     def initialize(self, args):
         exit_with_server()
+        keep_freed_memory()
         artifacts = Artifacts.of_model(args)
         self.preprocess = Preprocessor(
             artifacts.spec(),

@@ -5,8 +5,8 @@
 All three begin with the bytes of a JPEG file. Ours end in uint8 tiles, because the vision graph
 normalises; the others end in normalised float32 pixel_values, as their models want them. Cells: the
 median ms per picture; other / ours, median over the rounds, smallest and largest in brackets.
-With n threads, n pictures are worked on at a time, each library on one thread for each. Freed memory
-stays in the process, for all three, as it does in the service's step (`freed_memory.py`).
+With n threads, n pictures are worked on at a time, each library on one thread for each. Freed
+memory stays in the process, for all three, as it does in the service's step (`freed_memory.py`).
 Then: the bytes that cross each boundary of the service, measured on the tensors themselves.
 """
 

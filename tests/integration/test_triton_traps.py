@@ -9,6 +9,7 @@
 | custom metrics in two threads at once end the server | unit/test_triton_traps.py: one lock |
 | an error and the end of a stream, sent apart, are a use-after-free | here: status codes; unit |
 | a dead stub is never restarted, and the server stays ready | test_faults.py |
+| a stub killed while it holds the lock of its shared memory aborts the server | test_faults.py |
 | a stub that asks its killed server something waits for ever | test_killed_server.py |
 | NumPy 2 in the stubs | unit/test_triton_traps.py; unit/test_dependencies.py |
 | two instances behind the language model reorder its tokens | unit/test_tensor_contract.py |

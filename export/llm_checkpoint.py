@@ -36,7 +36,7 @@ from export.tensor_parallel import (
     split_wqkv,
 )
 from export.trtllm_config import trtllm_config
-from internvl_triton.checkpoint import Checkpoint
+from internvl_triton.checkpoint import Checkpoint, is_finite
 from internvl_triton.checkpoint_layout import llm_shapes
 from internvl_triton.cpu_llm.rank_layout import kv_heads_per_rank, rank_shapes
 from internvl_triton.errors import InternVLTritonError, InvalidCheckpoint
@@ -219,7 +219,7 @@ def _write(
         if block.dtype != dtype:
             with np.errstate(over="ignore"):  # an overflow is an error of its own, below
                 block = block.astype(dtype)
-            if stored_dtype == "F16" and not np.isfinite(block).all():
+            if stored_dtype == "F16" and not is_finite(block):
                 raise InvalidCheckpoint(
                     f"{source} holds values beyond fp16's 65504; use --precision bf16 or fp32"
                 )

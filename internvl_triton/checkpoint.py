@@ -22,7 +22,7 @@ from internvl_triton.errors import IncompleteCheckpoint, InvalidCheckpoint
 from internvl_triton.lora import TOWERS, Stored, merged, stored_names
 from internvl_triton.safetensors_file import TensorMap
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "is_finite"]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -201,7 +201,7 @@ class Checkpoint:
         tensor = self._read(stored.base)
         if stored.lora_a is not None and stored.lora_b is not None:
             tensor = merged(tensor, self._read(stored.lora_a), self._read(stored.lora_b))
-        if not _is_finite(tensor):
+        if not is_finite(tensor):
             raise InvalidCheckpoint(
                 f"{self.shard(name)}: {name} holds weights that are infinite or not a number, so "
                 "every answer would be nonsense; fetch the file again, or go back to a checkpoint "
@@ -219,7 +219,7 @@ class Checkpoint:
             raise IncompleteCheckpoint(f"{self.directory} has no tensor {name!r}") from None
 
 
-def _is_finite(tensor: NDArray[Any]) -> bool:
+def is_finite(tensor: NDArray[Any]) -> bool:
     """Whether all values are numbers. numpy's own `isfinite` takes ten times as long for bfloat16;
     a model of 50 GB is read in minutes."""
     exponent = _EXPONENTS.get(tensor.dtype.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from internvl_triton.top_log_probs import top_log_probs
 __all__ = ["Postprocessor"]
 
 _ALL = frozenset(tensor.name for tensor in contract.POSTPROCESSING.outputs)
+T = TypeVar("T")
 _MAX_KNOWN = 4096  # requests: far more than can wait and run; what is forgotten first has ended
 
 
@@ -111,9 +112,7 @@ class Postprocessor:
         if request_id in self._begun:
             return False
         if request_id:
-            self._begun[request_id] = None
-            if len(self._begun) > _MAX_KNOWN:
-                self._begun.popitem(last=False)
+            _remember(self._begun, request_id, None)
         return True
 
     def _top_log_probs(
@@ -135,10 +134,7 @@ class Postprocessor:
                 "every request an id of its own"
             )
         self._begun.pop(request_id, None)
-        self._scanners[request_id] = StopScanner(rule)
-        self._scanners.move_to_end(request_id)
-        if len(self._scanners) > _MAX_KNOWN:
-            self._scanners.popitem(last=False)
+        _remember(self._scanners, request_id, StopScanner(rule))
 
     def _scan(
         self, request_id: str, scanner: StopScanner, ids: list[int], failed: bool
@@ -156,6 +152,14 @@ class Postprocessor:
         if not ids or not scanner.rule.stream or (scanner.ended and not scanner.stopped):
             del self._scanners[request_id]
         return text, count, scanner.stopped
+
+
+def _remember(known: OrderedDict[str, T], request_id: str, value: T) -> None:
+    """As the latest; the one before all others is forgotten when they become too many."""
+    known[request_id] = value
+    known.move_to_end(request_id)
+    if len(known) > _MAX_KNOWN:
+        known.popitem(last=False)
 
 
 def _scalar(response: dict[str, NDArray[Any]], name: str) -> NDArray[np.int32]:

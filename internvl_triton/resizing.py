@@ -45,10 +45,10 @@ def resize_to_tiles(
     width, 3), row by row, and its columns. pool: threads that work on parts of the pictures.
     """
     kernel = compile_kernel()
+    old_height, old_width = pixels.shape
     todo = []
     for tiles, columns in grids:
         num_tiles, tile_height, tile_width = tiles.shape[:3]
-        old_height, old_width = pixels.shape
         height = num_tiles // columns * tile_height
         across, down = _weights(old_width, columns * tile_width), _weights(old_height, height)
         into = tiles.reshape(num_tiles, tile_height, tile_width * 3)

@@ -5,7 +5,6 @@ import triton_python_backend_utils as pb_utils
 from internvl_triton import tensor_contract as contract
 from internvl_triton.artifacts import Artifacts
 from internvl_triton.feature_cache import FeatureCache, VisionEncoder
-from internvl_triton.freed_memory import keep_freed_memory
 from internvl_triton.step_metrics import VISION_COUNTERS, StepMetrics
 from internvl_triton.stub_watchdog import exit_with_server
 from internvl_triton.triton_adapter import answer_each, array, parameters
@@ -15,7 +14,6 @@ from internvl_triton.vision_runtime import load_vision_engine
 class TritonPythonModel:
     def initialize(self, args):
         exit_with_server()
-        keep_freed_memory()
         artifacts = Artifacts.of_model(args)
         self.encoder = VisionEncoder(
             load_vision_engine(artifacts, parameters(args)),

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from internvl_triton.vector_code import LANES, SIDE, transposed_block, weighted_rows
+
 __all__ = ["compile_kernel", "packed_pixels", "resize_to_tiles"]
 
 _WEIGHT_BITS = 22  # of the fraction: PIL's PRECISION_BITS
-_BLOCK = 16  # rows: of 4-byte pixels laid across, a cache line
 _PARTS = 4  # of a picture, for threads
 
 Kernel = Callable[..., None]
@@ -109,42 +110,37 @@ def compile_kernel() -> Kernel:
     """
     from numba import njit, types
 
-    half, bits = np.int32(1 << (_WEIGHT_BITS - 1)), np.int32(_WEIGHT_BITS)
-    least, most = np.int32(0), np.int32(255)
-    lanes = 4 * _BLOCK
+    all_lanes = weighted_rows(_WEIGHT_BITS, range(LANES))
+    rgb_lanes = weighted_rows(_WEIGHT_BITS, [lane for lane in range(LANES) if lane % 4 < 3])
+    transpose = transposed_block()
+    rgb_bytes = LANES // 4 * 3
 
     @njit
     def resize_block(
         source: Any, begin: int, first: Any, count: Any, weight: Any, work: Any, ring: Any, at: int
     ) -> None:
-        """Resize _BLOCK rows of the source from `begin` along themselves, into `ring` from `at`."""
-        across, result, sums = work
-        if begin + _BLOCK <= source.shape[0]:  # a loop of constant length is the faster one
-            for x in range(across.shape[0]):
-                for row in range(_BLOCK):
-                    across[x, row] = source[begin + row, x]
-        else:
-            for x in range(across.shape[0]):
-                for row in range(source.shape[0] - begin):
-                    across[x, row] = source[begin + row, x]
-        channels, resized = across.view(np.uint8), result.view(np.uint8)
-        for x in range(result.shape[0]):
-            start, taps = first[x], count[x]
-            sums[:] = half
-            for tap in range(0, taps - 1, 2):
-                row, next_row = channels[start + tap], channels[start + tap + 1]
-                w, next_w = weight[x, tap], weight[x, tap + 1]
-                for i in range(lanes):
-                    sums[i] += np.int32(row[i]) * w + np.int32(next_row[i]) * next_w
-            if taps % 2:
-                row, w = channels[start + taps - 1], weight[x, taps - 1]
-                for i in range(lanes):
-                    sums[i] += np.int32(row[i]) * w
-            for i in range(lanes):
-                resized[x, i] = min(max(sums[i] >> bits, least), most)
-        for x in range(result.shape[0]):
-            for row in range(_BLOCK):
-                ring[at + row, x] = result[x, row]
+        """Resize SIDE rows of the source from `begin` along themselves, into `ring` from `at`."""
+        across, result = work
+        step, rows = 4 * source.shape[1], min(SIDE, source.shape[0] - begin)
+        corner = source.ctypes.data + begin * step
+        whole = source.shape[1] // SIDE * SIDE if rows == SIDE else 0
+        for x in range(0, whole, SIDE):
+            transpose(corner + 4 * x, step, across[x].ctypes.data, LANES)
+        for x in range(whole, source.shape[1]):
+            for row in range(rows):
+                across[x, row] = source[begin + row, x]
+        for x in range(len(first)):
+            all_lanes(
+                across.ctypes.data,
+                LANES,
+                first[x],
+                len(across),
+                weight[x].ctypes.data,
+                count[x],
+                result[x].ctypes.data,
+            )
+        for x in range(0, len(result), SIDE):
+            transpose(result[x].ctypes.data, LANES, ring[at, x:].ctypes.data, 4 * ring.shape[1])
 
     int_type, ints = types.int64, types.int32[::1]
     weights = (ints, ints, types.int32[:, ::1])
@@ -168,22 +164,23 @@ def compile_kernel() -> Kernel:
         begin: int,
         end: int,
     ) -> None:
-        tile_height, tile_bytes = tiles.shape[1], tiles.shape[2] // 3 * 4
-        width = columns * tile_bytes // 4
+        tile_height, tile_bytes = tiles.shape[1], tiles.shape[2]
+        tile_width = tile_bytes // 3
+        width = columns * tile_width
+        blocks = (width + SIDE - 1) // SIDE
         work = (
-            np.empty((source.shape[1], _BLOCK), np.uint32),
-            np.empty((width, _BLOCK), np.uint32),
-            np.empty(lanes, np.int32),
+            np.empty((source.shape[1], SIDE), np.uint32),
+            np.empty((blocks * SIDE, SIDE), np.uint32),
         )
         # Row r of the source, once resized along itself, is row r % len(ring) of the ring, which
-        # holds a whole window and one block more.
-        ring = np.empty(((weight.shape[1] + 2 * _BLOCK - 1) // _BLOCK * _BLOCK, width), np.uint32)
-        window = ring.view(np.uint8)
-        sums = np.empty(tile_bytes, np.int32)
-        done = first[begin] // _BLOCK * _BLOCK
+        # holds a whole window and one block more. The last lanes of a tile may lie beyond it.
+        length = (weight.shape[1] + 2 * SIDE - 1) // SIDE * SIDE
+        ring = np.empty((length, width + SIDE), np.uint32)
+        rest = np.empty(rgb_bytes, np.uint8)
+        whole = tile_bytes // rgb_bytes * rgb_bytes
+        done = first[begin] // SIDE * SIDE
         for y in range(begin, end):
-            start, taps = first[y], count[y]
-            while done < start + taps:
+            while done < first[y] + count[y]:
                 resize_block(
                     source,
                     done,
@@ -192,26 +189,25 @@ def compile_kernel() -> Kernel:
                     across_weight,
                     work,
                     ring,
-                    done % ring.shape[0],
+                    done % length,
                 )
-                done += _BLOCK
+                done += SIDE
+            at, weights_of_y = first[y] % length, weight[y].ctypes.data
             for column in range(columns):
-                left = tile_bytes * column
-                sums[:] = half
-                for tap in range(0, taps - 1, 2):
-                    row = window[(start + tap) % ring.shape[0], left:]
-                    next_row = window[(start + tap + 1) % ring.shape[0], left:]
-                    w, next_w = weight[y, tap], weight[y, tap + 1]
-                    for i in range(tile_bytes):
-                        sums[i] += np.int32(row[i]) * w + np.int32(next_row[i]) * next_w
-                if taps % 2:
-                    row = window[(start + taps - 1) % ring.shape[0], left:]
-                    w = weight[y, taps - 1]
-                    for i in range(tile_bytes):
-                        sums[i] += np.int32(row[i]) * w
+                window = ring.ctypes.data + column * tile_width * 4
                 into = tiles[y // tile_height * columns + column, y % tile_height]
-                for x in range(tile_bytes // 4):
-                    for channel in range(3):  # of four bytes
-                        into[3 * x + channel] = min(max(sums[4 * x + channel] >> bits, least), most)
+                for i in range(0, tile_bytes, rgb_bytes):
+                    target = into.ctypes.data + i if i < whole else rest.ctypes.data
+                    rgb_lanes(
+                        window + i // 3 * 4,
+                        ring.shape[1] * 4,
+                        at,
+                        length,
+                        weights_of_y,
+                        count[y],
+                        target,
+                    )
+                for i in range(whole, tile_bytes):
+                    into[i] = rest[i - whole]
 
     return resample

@@ -27,6 +27,7 @@ LAYERS = {
         "tiling",
         "token_bytes",
         "top_log_probs",
+        "vector_code",
     },
     "tensor contract": {"tensor_contract"},
     "edge": {

@@ -18,6 +18,7 @@ from PIL import Image
 from demo.dialogue import Branch, Example
 from demo.drawing import DIGITS, draw_labels, draw_scene, through_jpeg
 from demo.scene import COLORS, DIRECTIONS, KINDS, PLACES, Scene, direction_of
+from internvl_triton.media import packed_pixels
 from internvl_triton.model_spec import ModelSpec
 from internvl_triton.prompt import (
     Conversation,
@@ -111,7 +112,7 @@ def encode_example(
             image = through_jpeg(image, rng.randint(80, 97))
         tiles.append(
             tile_image(
-                image,
+                packed_pixels(image),
                 max_tiles=max_tiles,
                 tile_size=spec.tile_size,
                 use_thumbnail=spec.use_thumbnail,

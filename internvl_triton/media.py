@@ -1,4 +1,4 @@
-"""Encoded pictures and clips to PIL images, within limits and without trusting their headers."""
+"""Encoded pictures and clips to pixels, within limits and without trusting their headers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,20 @@ import struct
 import warnings
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from internvl_triton.errors import ImageTooLarge, InvalidImage, InvalidRequest, InvalidVideo
 from internvl_triton.limits import Limits
 
-__all__ = ["content_digest", "decode_image", "decode_video", "frame_indices", "unwrap_data_url"]
+__all__ = [
+    "content_digest",
+    "decode_image",
+    "decode_video",
+    "frame_indices",
+    "packed_pixels",
+    "unwrap_data_url",
+]
 
 # PIL reads many more; these are the formats people send, and none of them runs a program.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -44,8 +52,8 @@ def unwrap_data_url(data: bytes, what: str) -> bytes:
     return data
 
 
-def decode_image(data: bytes, what: str, limits: Limits) -> Image.Image:
-    """A fully decoded picture. `what` names it in errors, such as "image 1".
+def decode_image(data: bytes, what: str, limits: Limits) -> NDArray[np.uint32]:
+    """The picture's `packed_pixels`. `what` names it in errors, such as "image 1".
 
     Raises InvalidImage (not an image, truncated) or ImageTooLarge, the latter before decoding.
     """
@@ -61,10 +69,12 @@ def decode_image(data: bytes, what: str, limits: Limits) -> Image.Image:
             _check_pixels(
                 image.size[0] * image.size[1], f"{image.size[0]}x{image.size[1]}", what, limits
             )
-            image.load()
+            pixels = _decode_jpeg(data, image)
+            if pixels is None:
+                pixels = packed_pixels(image)
     except Image.DecompressionBombError as error:
-        pixels = re.search(r"\d+", str(error))
-        _check_pixels(int(pixels[0]) if pixels else 2**62, "", what, limits)
+        number = re.search(r"\d+", str(error))
+        _check_pixels(int(number[0]) if number else 2**62, "", what, limits)
         raise ImageTooLarge(f"{what} has too many pixels") from error
     except UnidentifiedImageError as error:
         raise InvalidImage(
@@ -76,9 +86,35 @@ def decode_image(data: bytes, what: str, limits: Limits) -> Image.Image:
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, MemoryError) as error:
         # PIL's own ways to say that a file is truncated or corrupt.
         raise InvalidImage(f"{what} is truncated or corrupt: {_reason(error)}") from error
-    if min(image.size) < 1:
+    if pixels.size < 1:
         raise InvalidImage(f"{what} is empty: {image.size[0]}x{image.size[1]} pixels")
-    return image
+    return pixels
+
+
+def packed_pixels(image: Image.Image) -> NDArray[np.uint32]:
+    """uint32 (height, width): a pixel's bytes are red, green, blue and one that says nothing.
+
+    Alpha is dropped and the EXIF orientation ignored, as in the reference.
+    """
+    rgb = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    return np.frombuffer(rgb.tobytes("raw", "RGBX"), np.uint32).reshape(rgb.size[::-1])
+
+
+def _decode_jpeg(data: bytes, image: Image.Image) -> NDArray[np.uint32] | None:
+    """PIL's own pixels, by the same libjpeg-turbo, which takes a third less time where it has the
+    whole file at once and writes packed pixels.
+
+    None for what is not a JPEG of three colours, or draws as much as a warning: PIL decides then.
+    """
+    from simplejpeg import decode_jpeg
+
+    if image.format != "JPEG" or image.mode != "RGB":
+        return None
+    try:
+        channels: NDArray[np.uint8] = decode_jpeg(data, "RGBX")
+    except ValueError:
+        return None
+    return channels.view(np.uint32)[:, :, 0]
 
 
 def _check_pixels(pixels: int, size: str, what: str, limits: Limits) -> None:

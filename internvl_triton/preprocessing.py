@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from internvl_triton import tensor_contract as contract
 from internvl_triton.errors import (
@@ -21,7 +20,13 @@ from internvl_triton.errors import (
 )
 from internvl_triton.guides import requested_guide
 from internvl_triton.limits import Limits
-from internvl_triton.media import content_digest, decode_image, decode_video, unwrap_data_url
+from internvl_triton.media import (
+    content_digest,
+    decode_image,
+    decode_video,
+    packed_pixels,
+    unwrap_data_url,
+)
 from internvl_triton.messages import parse_conversation
 from internvl_triton.model_spec import ModelSpec
 from internvl_triton.prompt import (
@@ -57,9 +62,10 @@ class Request:
 
 
 class _Picture(NamedTuple):
-    """identity: the bytes that make it this picture. what: its name in errors."""
+    """pixels: of `packed_pixels`. identity: the bytes that make it this picture. what: its name in
+    errors."""
 
-    image: Image.Image
+    pixels: NDArray[np.uint32]
     identity: bytes
     what: str
     max_tiles: int
@@ -168,8 +174,9 @@ class Preprocessor:
                     else self._frames(ref, request.videos, num_frames)
                 )
             group = []
-            for image, identity, what, limit in pictures:
-                grid = choose_grid(*image.size, max_tiles=limit, tile_size=size)
+            for pixels, identity, what, limit in pictures:
+                height, width = pixels.shape
+                grid = choose_grid(width, height, max_tiles=limit, tile_size=size)
                 count = grid.num_tiles_with_thumbnail(use_thumbnail=self.spec.use_thumbnail)
                 used += count
                 if used > budget:
@@ -180,7 +187,7 @@ class Preprocessor:
                 with times.stage(TILING):
                     parts.append(
                         tile_image(
-                            image,
+                            pixels,
                             max_tiles=limit,
                             tile_size=size,
                             use_thumbnail=self.spec.use_thumbnail,
@@ -201,8 +208,8 @@ class Preprocessor:
         for index in range(ref.index, ref.index + ref.count):
             what = f"image {index + 1}"
             data = unwrap_data_url(images[index], what)
-            image = decode_image(data, what, self.limits)
-            pictures.append(_Picture(image, data, what, max_tiles[index]))
+            pixels = decode_image(data, what, self.limits)
+            pictures.append(_Picture(pixels, data, what, max_tiles[index]))
         return pictures
 
     def _frames(self, ref: VideoRef, videos: Sequence[bytes], num_frames: int) -> list[_Picture]:
@@ -210,7 +217,7 @@ class Preprocessor:
         data = unwrap_data_url(videos[ref.index], what)
         frames = decode_video(data, what, num_frames=num_frames, limits=self.limits)
         # the reference shows each frame as one tile
-        return [_Picture(frame, frame.tobytes(), what, 1) for frame in frames]
+        return [_Picture(packed_pixels(frame), frame.tobytes(), what, 1) for frame in frames]
 
     def _max_tokens(self, num_input_tokens: int, sampling: SamplingParams) -> int:
         room = self.limits.max_seq_len - num_input_tokens

@@ -17,22 +17,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from internvl_triton.vector_code import LANES, SIDE, transposed_block, weighted_rows
 
-__all__ = ["compile_kernel", "packed_pixels", "resize_to_tiles"]
+__all__ = ["compile_kernel", "resize_to_tiles"]
 
 _WEIGHT_BITS = 22  # of the fraction: PIL's PRECISION_BITS
 _PARTS = 4  # of a picture, for threads
 
 Kernel = Callable[..., None]
-
-
-def packed_pixels(image: Image.Image) -> NDArray[np.uint32]:
-    """uint32 (height, width) of an RGB picture: its pixels' bytes are red, green, blue and one
-    that says nothing."""
-    return np.frombuffer(image.tobytes("raw", "RGBX"), np.uint32).reshape(image.size[::-1])
 
 
 def resize_to_tiles(
@@ -42,7 +35,7 @@ def resize_to_tiles(
 ) -> None:
     """Fill the tiles of each grid: what PIL's `resize(..., BICUBIC)` makes of a picture, cut up.
 
-    pixels: uint32 (h, w), of `packed_pixels`. grids: uint8 (rows * columns, tile height, tile
+    pixels: uint32 (h, w), of `media.packed_pixels`. grids: uint8 (rows * columns, tile height, tile
     width, 3), row by row, and its columns. pool: threads that work on parts of the pictures.
     """
     kernel = compile_kernel()

@@ -11,9 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from internvl_triton.resizing import packed_pixels, resize_to_tiles
+from internvl_triton.resizing import resize_to_tiles
 
 __all__ = ["TileGrid", "choose_grid", "count_tiles", "tile_image"]
 
@@ -79,7 +78,7 @@ def count_tiles(
 
 
 def tile_image(
-    image: Image.Image,
+    pixels: NDArray[np.uint32],
     *,
     max_tiles: int,
     tile_size: int,
@@ -88,19 +87,19 @@ def tile_image(
 ) -> NDArray[np.uint8]:
     """uint8 (num_tiles, tile_size, tile_size, 3): grid tiles row by row, then the thumbnail.
 
-    The picture is resized to the grid with PIL's bicubic filter, without keeping its aspect
-    ratio; alpha is dropped and the EXIF orientation ignored, as in the reference.
+    The picture is resized to the grid with PIL's bicubic filter, without keeping its aspect ratio.
 
+    pixels: uint32 (height, width), of `media.packed_pixels`.
     pool: threads that work on parts of the picture; the tiles are the same.
     """
-    rgb = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
-    grid = choose_grid(*rgb.size, max_tiles=max_tiles, tile_size=tile_size)
+    height, width = pixels.shape
+    grid = choose_grid(width, height, max_tiles=max_tiles, tile_size=tile_size)
     num_tiles = grid.num_tiles_with_thumbnail(use_thumbnail=use_thumbnail)
-    if num_tiles == 1 and rgb.size == (tile_size, tile_size):
-        return np.array(rgb)[None]
+    if num_tiles == 1 and pixels.shape == (tile_size, tile_size):
+        return pixels.view(np.uint8).reshape(1, tile_size, tile_size, 4)[..., :3].copy()
     tiles = np.empty((num_tiles, tile_size, tile_size, 3), np.uint8)
     grids = [(tiles[: grid.num_tiles], grid.columns)]
     if num_tiles > grid.num_tiles:
         grids.append((tiles[-1:], 1))
-    resize_to_tiles(packed_pixels(rgb), *grids, pool=pool)
+    resize_to_tiles(pixels, *grids, pool=pool)
     return tiles

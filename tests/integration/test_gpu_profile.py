@@ -16,6 +16,7 @@ from PIL import Image
 from build import build_engines
 from internvl_triton.artifacts import Artifacts, LLMBuild
 from internvl_triton.client import Client
+from internvl_triton.media import packed_pixels
 from internvl_triton.random_checkpoint import tiny_config, write_random_checkpoint
 from internvl_triton.tiling import tile_image
 from internvl_triton.vision_engine import OnnxVisionEngine
@@ -106,7 +107,10 @@ def client(artifacts: Artifacts) -> Iterator[Client]:
 def expected_table(artifacts: Artifacts, *images: Image.Image) -> torch.Tensor:
     """bfloat16 (rows, hidden), tile by tile: the CPU profile's features, rounded."""
     tiles = np.concatenate(
-        [tile_image(i, max_tiles=12, tile_size=448, use_thumbnail=True) for i in images]
+        [
+            tile_image(packed_pixels(i), max_tiles=12, tile_size=448, use_thumbnail=True)
+            for i in images
+        ]
     )
     engine = OnnxVisionEngine(artifacts.vision_onnx)
     return torch.from_numpy(engine.encode(tiles)).to(torch.bfloat16)

@@ -15,6 +15,7 @@ from PIL import Image
 from internvl_triton import tensor_contract as contract
 from internvl_triton.errors import InvalidMessages, InvalidRequest, InvalidSampling
 from internvl_triton.limits import Limits
+from internvl_triton.media import packed_pixels
 from internvl_triton.messages import parse_conversation
 from internvl_triton.model_spec import ModelSpec
 from internvl_triton.preprocessing import Preprocessor, Request, stop_rule
@@ -92,7 +93,7 @@ def test_tiles_are_the_references(width: int, height: int, max_tiles: int, mode:
     values = np.random.default_rng(width * height).integers(0, 255, (height, width), np.uint8)
     image = Image.fromarray(values)
     image = image.convert("I").convert(mode) if mode == "I;16" else image.convert(mode)
-    found = tile_image(image, max_tiles=max_tiles, tile_size=448, use_thumbnail=True)
+    found = tile_image(packed_pixels(image), max_tiles=max_tiles, tile_size=448, use_thumbnail=True)
     np.testing.assert_array_equal(found, reference_tiles(image, max_num=max_tiles))
 
 

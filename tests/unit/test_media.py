@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from internvl_triton.errors import ImageTooLarge, InvalidImage, InvalidRequest, InvalidVideo
@@ -31,10 +33,69 @@ def encoded(kind: str, size: tuple[int, int] = (60, 40), mode: str = "RGB") -> b
     return file.getvalue()
 
 
+def rgb(pixels: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    """uint8 (height, width, 3) of packed pixels."""
+    return pixels.view(np.uint8).reshape(*pixels.shape, 4)[:, :, :3]
+
+
+def pil(data: bytes) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def exif_rotated() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees
+    return exif
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
 def test_formats_people_send(kind: str) -> None:
-    image = decode_image(encoded(kind), "image 1", LIMITS)
-    assert image.size == (60, 40)
+    data = encoded(kind)
+    pixels = decode_image(data, "image 1", LIMITS)
+    assert pixels.shape == (40, 60)
+    np.testing.assert_array_equal(rgb(pixels), pil(data))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
+@pytest.mark.parametrize("size", [(1, 1), (17, 9), (64, 48), (250, 131)], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"subsampling": "4:4:4"},
+        {"subsampling": "4:2:2"},
+        {"subsampling": "4:2:0", "quality": 30},
+        {"progressive": True},
+        {"restart_marker_rows": 1},
+        {"exif": exif_rotated()},
+    ],
+    ids=str,
+)
+def test_pixels_of_a_jpeg_are_pils(
+    options: dict[str, Any], size: tuple[int, int], mode: str
+) -> None:
+    file = io.BytesIO()
+    Image.open(io.BytesIO(encoded("PNG", size))).convert(mode).save(file, "JPEG", **options)
+    data = file.getvalue()
+    np.testing.assert_array_equal(rgb(decode_image(data, "image 1", LIMITS)), pil(data))
+    # Bytes behind the end of the picture, as cameras write them.
+    np.testing.assert_array_equal(rgb(decode_image(data + b"x" * 99, "image", LIMITS)), pil(data))
+
+
+def test_pil_decides_about_damaged_jpegs() -> None:
+    """Where its library only warns, as for nearly every changed byte, PIL shows what it read."""
+    whole = encoded("JPEG", (90, 70))
+    shown = 0
+    for at in range(200, len(whole), 7):
+        data = whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :]
+        try:
+            wanted = pil(data)
+        except OSError:
+            with pytest.raises(InvalidImage):
+                decode_image(data, "image 1", LIMITS)
+            continue
+        shown += 1
+        np.testing.assert_array_equal(rgb(decode_image(data, "image 1", LIMITS)), wanted)
+    assert shown > 100
 
 
 @pytest.mark.parametrize(

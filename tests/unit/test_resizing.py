@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from internvl_triton.resizing import packed_pixels, resize_to_tiles
+from internvl_triton.media import packed_pixels
+from internvl_triton.resizing import resize_to_tiles
 
 SIDE = st.one_of(st.integers(1, 40), st.integers(1, 900), st.sampled_from([1, 2, 448, 896, 1792]))
 

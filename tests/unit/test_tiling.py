@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from internvl_triton.limits import Limits
+from internvl_triton.media import decode_image, packed_pixels
 from internvl_triton.tiling import (
     TileGrid,
     choose_grid,
@@ -81,7 +83,7 @@ def _picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
 )
 def test_tiles_are_bit_equal_to_the_reference(size: tuple[int, int]) -> None:
     image = _picture(*size)
-    ours = tile_image(image, max_tiles=12, tile_size=448, use_thumbnail=True)
+    ours = tile_image(packed_pixels(image), max_tiles=12, tile_size=448, use_thumbnail=True)
     np.testing.assert_array_equal(ours, reference_tiles(image))
     assert len(ours) == count_tiles(*size, max_tiles=12, tile_size=448, use_thumbnail=True)
 
@@ -94,7 +96,9 @@ def test_tiles_are_bit_equal_to_the_reference(size: tuple[int, int]) -> None:
 def test_threads_make_the_same_tiles(size: tuple[int, int]) -> None:
     image = _picture(*size)
     with ThreadPoolExecutor(3) as pool:
-        ours = tile_image(image, max_tiles=12, tile_size=448, use_thumbnail=True, pool=pool)
+        ours = tile_image(
+            packed_pixels(image), max_tiles=12, tile_size=448, use_thumbnail=True, pool=pool
+        )
     np.testing.assert_array_equal(ours, reference_tiles(image))
 
 
@@ -103,7 +107,7 @@ def test_every_size_of_the_table_gives_the_references_tiles() -> None:
     for width, height in sizes():
         scaled = max(1, width // 14), max(1, height // 14)
         image = _picture(*scaled)
-        ours = tile_image(image, max_tiles=12, tile_size=32, use_thumbnail=True)
+        ours = tile_image(packed_pixels(image), max_tiles=12, tile_size=32, use_thumbnail=True)
         np.testing.assert_array_equal(
             ours, reference_tiles(image, image_size=32), err_msg=f"{scaled}"
         )
@@ -112,7 +116,7 @@ def test_every_size_of_the_table_gives_the_references_tiles() -> None:
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "LA"])
 def test_other_colour_modes_become_rgb_as_in_the_reference(mode: str) -> None:
     image = _picture(500, 300, mode)
-    ours = tile_image(image, max_tiles=6, tile_size=448, use_thumbnail=True)
+    ours = tile_image(packed_pixels(image), max_tiles=6, tile_size=448, use_thumbnail=True)
     np.testing.assert_array_equal(ours, reference_tiles(image, max_num=6))
 
 
@@ -121,18 +125,23 @@ def test_exif_orientation_is_ignored_as_in_the_reference() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees
     _picture(600, 300).save(file, "JPEG", exif=exif)
-    image = Image.open(io.BytesIO(file.getvalue()))
-    assert choose_grid(*image.size, max_tiles=12, tile_size=448) == TileGrid(2, 1)
+    data = file.getvalue()
+    pixels = decode_image(data, "image 1", Limits(max_seq_len=1024))
+    ours = tile_image(pixels, max_tiles=12, tile_size=448, use_thumbnail=True)
+    assert len(ours) == 3  # 2 x 1 and the thumbnail
+    np.testing.assert_array_equal(ours, reference_tiles(Image.open(io.BytesIO(data))))
 
 
 def test_the_thumbnail_comes_last_and_only_with_several_tiles() -> None:
     image = _picture(896, 448)
-    tiles = tile_image(image, max_tiles=12, tile_size=448, use_thumbnail=True)
+    tiles = tile_image(packed_pixels(image), max_tiles=12, tile_size=448, use_thumbnail=True)
     assert tiles.shape == (3, 448, 448, 3)  # 2 x 1 tiles + thumbnail
     np.testing.assert_array_equal(tiles[2], np.asarray(image.resize((448, 448))))
-    without = tile_image(image, max_tiles=12, tile_size=448, use_thumbnail=False)
+    without = tile_image(packed_pixels(image), max_tiles=12, tile_size=448, use_thumbnail=False)
     np.testing.assert_array_equal(without, tiles[:2])
-    assert len(tile_image(image, max_tiles=1, tile_size=448, use_thumbnail=True)) == 1
+    assert (
+        len(tile_image(packed_pixels(image), max_tiles=1, tile_size=448, use_thumbnail=True)) == 1
+    )
 
 
 def test_twelve_tiles_and_a_thumbnail_are_thirteen() -> None:

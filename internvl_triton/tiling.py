@@ -95,8 +95,6 @@ def tile_image(
     height, width = pixels.shape
     grid = choose_grid(width, height, max_tiles=max_tiles, tile_size=tile_size)
     num_tiles = grid.num_tiles_with_thumbnail(use_thumbnail=use_thumbnail)
-    if num_tiles == 1 and pixels.shape == (tile_size, tile_size):
-        return pixels.view(np.uint8).reshape(1, tile_size, tile_size, 4)[..., :3].copy()
     tiles = np.empty((num_tiles, tile_size, tile_size, 3), np.uint8)
     grids = [(tiles[: grid.num_tiles], grid.columns)]
     if num_tiles > grid.num_tiles:

@@ -7,10 +7,13 @@ rounds each, so that whatever disturbs the machine disturbs both. Preprocessing,
 Triton, the gateway and both clients are the real ones; the engines compute nothing. Load generator,
 gateway and Triton share the machine's cores.
 
+A third server takes the same HTTP requests and answers at once, with nothing behind it
+(`paced_server.py`): its TTFT is what HTTP and JSON take by themselves, without a gateway's work.
+
 TTFT is that of answers of one token: null engines give all tokens at once, so the second ones would
 compete for the cores with the first one's way to the client, which no engine's do that takes time
 for a token. Tokens are those of longer answers, as fast as they go. Medians over all requests; the
-last columns are the median over rounds of the difference of a round's medians.
+columns "added" are the median over rounds of the difference of a round's medians.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from benchmarks.lengths import Lengths
 from benchmarks.load import Load, run_load
 from benchmarks.markdown import markdown_table
 from benchmarks.metrics import defined, distribution, errors_by_kind, tpot_s, ttft_s
+from benchmarks.paced_server import paced_server
 from benchmarks.pipeline_cost import null_service
 from benchmarks.records import RequestRecord
 from benchmarks.running_gateway import running_gateway
@@ -43,6 +47,7 @@ CASES = ("text", "448x448", "1280x720", "1920x1080")
 def gateway_rows(
     grpc_url: str,
     gateway_url: str,
+    at_once_url: str,
     cases: Sequence[str],
     *,
     requests: int,
@@ -52,32 +57,34 @@ def gateway_rows(
 ) -> list[list[str]]:
     """Header, then one row per case; requests: per round, target and length.
 
+    at_once_url: the OpenAI endpoint that answers at once.
+
     Raises RequestFailed when a request fails.
     """
-    targets = {"gRPC": f"grpc://{grpc_url}", "gateway": gateway_url}
-    head = ["request"]
-    head += [f"{metric}, {name}" for metric in ("TTFT ms", "ms per token") for name in targets]
-    rows = [[*head, "TTFT ms added", "ms per token added"]]
+    addresses = {"gRPC": f"grpc://{grpc_url}", "gateway": gateway_url, "HTTP alone": at_once_url}
+    head = ["request", "TTFT ms, gRPC", "TTFT ms, gateway", "TTFT ms added"]
+    head += ["TTFT ms, HTTP alone", "ms per token, gRPC", "ms per token, gateway"]
+    rows = [[*head, "ms per token added"]]
     for case in cases:
         first, all_of_them = (
             GeneratedWorkload((Case.parse(case),), output_tokens=Lengths(str(count)))
             for count in (1, tokens)
         )
         load = Load(concurrency=users, conversations=requests, warm_up=users + 1)
-        medians: dict[str, list[tuple[float, float]]] = {name: [] for name in targets}
+        medians: dict[str, list[tuple[float, float]]] = {name: [] for name in addresses}
         for number in range(1 + rounds):
-            for name in sorted(targets, reverse=number % 2 == 1):
-                ones = asyncio.run(_measured(targets[name], first, load, case))
-                longer = asyncio.run(_measured(targets[name], all_of_them, load, case))
+            for name in np.roll(list(addresses), number):
+                ones = asyncio.run(_measured(addresses[name], first, load, case))
+                longer = asyncio.run(_measured(addresses[name], all_of_them, load, case))
                 ttft = distribution(defined(ttft_s, ones)).p50
                 tpot = distribution(defined(tpot_s, longer)).p50
-                if number:  # the first round warms up
-                    medians[name].append((1000 * ttft, 1000 * tpot))
-        ours, theirs = np.array(medians["gRPC"]), np.array(medians["gateway"])
-        added = np.median(theirs - ours, axis=0)
-        ttft_cells = [f"{np.median(side[:, 0]):.2f}" for side in (ours, theirs)]
+                medians[name].append((1000 * ttft, 1000 * tpot))
+        ours, theirs, http = np.array(list(medians.values()))[:, 1:]  # the first round warms up
+        ttft_added, token_added = np.median(theirs - ours, axis=0)
+        ttft_cells = [f"{np.median(side[:, 0]):.2f}" for side in (ours, theirs, http)]
         tpot_cells = [f"{np.median(side[:, 1]):.3f}" for side in (ours, theirs)]
-        rows.append([case, *ttft_cells, *tpot_cells, f"{added[0]:+.2f}", f"{added[1]:+.3f}"])
+        ttft_cells.insert(2, f"{ttft_added:+.2f}")
+        rows.append([case, *ttft_cells, *tpot_cells, f"{token_added:+.3f}"])
     return rows
 
 
@@ -113,10 +120,12 @@ def main(argv: list[str] | None = None) -> int:
         with (
             null_service(args.model, args.artifacts) as grpc_url,
             running_gateway(grpc_url) as gateway,
+            paced_server() as (_, at_once_url),
         ):
             rows = gateway_rows(
                 grpc_url,
                 gateway.url,
+                at_once_url,
                 args.cases,
                 requests=args.requests,
                 rounds=args.rounds,

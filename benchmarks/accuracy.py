@@ -33,7 +33,8 @@ from benchmarks.markdown import markdown_table
 from benchmarks.running_service import running_service
 from benchmarks.vqa import VqaQuestion, read_vqa, scene_questions
 from internvl_triton.client import AsyncClient
-from internvl_triton.errors import InternVLTritonError, InvalidRequest, ServerError
+from internvl_triton.errors import InvalidRequest, ServerError
+from internvl_triton.program import program
 
 __all__ = ["Result", "ask_all", "comparison_table", "read_results", "score_table", "write_results"]
 
@@ -286,38 +287,32 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+@program()
 def main(argv: list[str] | None = None) -> int:
     args = _arguments(argv)
-    try:
-        other = read_results(args.compare) if args.compare else None
-        with running_service(
-            args.model,
-            server=args.server,
-            tp_size=args.tp_size,
-            precision=args.precision,
-            artifacts_dir=args.artifacts,
-        ) as service:
-            served, results = asyncio.run(_run(service.grpc_url, args))
-        asked = str(args.jsonl) if args.jsonl else f"{args.examples} scenes, seed {args.seed}"
-        built = "a running server" if args.server else f"TP {args.tp_size}"
-        if args.precision and not args.server:
-            built += f", {args.precision}"
-        run = {"model": served, "served": built, "asked": asked, "max_tokens": args.max_tokens}
-        if args.output:
-            write_results(args.output, run, results)
-        _print_wrong(results, args.show_wrong)
-        _print_failures(results)
-        _print_table(f"{served} ({built}), {asked}", score_table(results))
-        if other:
-            label = f"{other[0].get('model')} ({other[0].get('served')})"
-            title = f"{served} ({built}) and the other, {label}"
-            _print_table(title, comparison_table(results, other[1]))
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    other = read_results(args.compare) if args.compare else None
+    with running_service(
+        args.model,
+        server=args.server,
+        tp_size=args.tp_size,
+        precision=args.precision,
+        artifacts_dir=args.artifacts,
+    ) as service:
+        served, results = asyncio.run(_run(service.grpc_url, args))
+    asked = str(args.jsonl) if args.jsonl else f"{args.examples} scenes, seed {args.seed}"
+    built = "a running server" if args.server else f"TP {args.tp_size}"
+    if args.precision and not args.server:
+        built += f", {args.precision}"
+    run = {"model": served, "served": built, "asked": asked, "max_tokens": args.max_tokens}
+    if args.output:
+        write_results(args.output, run, results)
+    _print_wrong(results, args.show_wrong)
+    _print_failures(results)
+    _print_table(f"{served} ({built}), {asked}", score_table(results))
+    if other:
+        label = f"{other[0].get('model')} ({other[0].get('served')})"
+        title = f"{served} ({built}) and the other, {label}"
+        _print_table(title, comparison_table(results, other[1]))
     return 0
 
 

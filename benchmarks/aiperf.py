@@ -32,7 +32,8 @@ from benchmarks.summary import summarise
 from benchmarks.targets import open_target
 from benchmarks.workload import Case, GeneratedWorkload, Workload
 from internvl_triton.artifacts import Artifacts
-from internvl_triton.errors import BuildFailed, InternVLTritonError, InvalidRequest
+from internvl_triton.errors import BuildFailed, InvalidRequest
+from internvl_triton.program import program
 
 __all__ = ["command_line", "ensure_aiperf", "input_lines", "side_by_side"]
 
@@ -169,6 +170,7 @@ async def _model(url: str) -> str:
         await target.close()
 
 
+@program()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.aiperf", description=__doc__.splitlines()[0]
@@ -193,37 +195,31 @@ def main(argv: list[str] | None = None) -> int:
         return GeneratedWorkload(tuple(map(Case.parse, args.mix)), seed=seed, output_tokens=length)
 
     tokenizer = args.tokenizer or Artifacts(Path("artifacts") / Path(args.model).name).tokenizer_dir
-    try:
-        if not tokenizer.is_dir():
-            raise InvalidRequest(
-                f"{tokenizer} is no directory; give --model what was built, or --tokenizer"
-            )
-        model = asyncio.run(_model(args.url))
-        program = ensure_aiperf(args.environment)
-        with tempfile.TemporaryDirectory(prefix="aiperf-") as folder:
-            data, output = Path(folder) / "input.jsonl", Path(folder) / "output"
-            lines = input_lines(workload(args.seed), args.requests + args.concurrency)
-            data.write_text("\n".join([*lines, ""]), encoding="utf-8")
-            command = command_line(
-                program,
-                args.url,
-                model,
-                tokenizer=str(tokenizer),
-                data=data,
-                output=output,
-                requests=args.requests,
-                warm_up=args.concurrency,
-                concurrency=args.concurrency,
-                tokens=args.output_tokens,
-            )
-            theirs = run_aiperf(command, output)
-        load = Load(
-            concurrency=args.concurrency, conversations=args.requests, warm_up=args.concurrency
+    if not tokenizer.is_dir():
+        raise InvalidRequest(
+            f"{tokenizer} is no directory; give --model what was built, or --tokenizer"
         )
-        ours = asyncio.run(_run_ours(args.url, workload(args.seed + 1), load))
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    model = asyncio.run(_model(args.url))
+    program = ensure_aiperf(args.environment)
+    with tempfile.TemporaryDirectory(prefix="aiperf-") as folder:
+        data, output = Path(folder) / "input.jsonl", Path(folder) / "output"
+        lines = input_lines(workload(args.seed), args.requests + args.concurrency)
+        data.write_text("\n".join([*lines, ""]), encoding="utf-8")
+        command = command_line(
+            program,
+            args.url,
+            model,
+            tokenizer=str(tokenizer),
+            data=data,
+            output=output,
+            requests=args.requests,
+            warm_up=args.concurrency,
+            concurrency=args.concurrency,
+            tokens=args.output_tokens,
+        )
+        theirs = run_aiperf(command, output)
+    load = Load(concurrency=args.concurrency, conversations=args.requests, warm_up=args.concurrency)
+    ours = asyncio.run(_run_ours(args.url, workload(args.seed + 1), load))
     shown = f"{' + '.join(args.mix)}, {args.output_tokens} tokens, {args.concurrency} at a time"
     print(f"{shown}\n\n{markdown_table(side_by_side(theirs, ours))}")
     return 0

@@ -37,7 +37,8 @@ from benchmarks.stages import stage_breakdown
 from benchmarks.summary import summarise
 from benchmarks.targets import open_target
 from benchmarks.workload import Case, FileWorkload, GeneratedWorkload
-from internvl_triton.errors import InternVLTritonError, InvalidRequest
+from internvl_triton.errors import InvalidRequest
+from internvl_triton.program import program
 
 __all__ = ["main"]
 
@@ -244,20 +245,14 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+@program()
 def main(argv: list[str] | None = None) -> int:
     args = _arguments(argv)
-    try:
-        _loads(args), _workload(args, 0)  # before anything is started
-        if args.extra_body and not isinstance(_json(args.extra_body), dict):
-            raise InvalidRequest(f"--extra-body is {args.extra_body!r}; give a JSON object")
-        with _target(args) as (target, metrics_url):
-            run = measure(target, metrics_url, args)
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    _loads(args), _workload(args, 0)  # before anything is started
+    if args.extra_body and not isinstance(_json(args.extra_body), dict):
+        raise InvalidRequest(f"--extra-body is {args.extra_body!r}; give a JSON object")
+    with _target(args) as (target, metrics_url):
+        run = measure(target, metrics_url, args)
     name = f"{run.settings['model']}-{time.strftime('%Y%m%d-%H%M%S')}"
     page = write_report(run, args.output or REPORTS / name.replace("/", "_"))
     print(f"\n{markdown_text(run)}\nreport: {page}")

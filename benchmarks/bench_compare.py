@@ -20,7 +20,8 @@ from benchmarks.load_run import LoadPoint, LoadRun
 from benchmarks.markdown import markdown_table
 from benchmarks.metrics import NoMetricValue, defined, itl_s, latency_s, tpot_s, ttft_s
 from benchmarks.records import RequestRecord
-from internvl_triton.errors import InternVLTritonError, InvalidRequest
+from internvl_triton.errors import InvalidRequest
+from internvl_triton.program import program
 
 __all__ = ["compare", "ratio"]
 
@@ -149,6 +150,7 @@ _METRICS = [
 ]  # fmt: skip
 
 
+@program()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.bench_compare", description=__doc__.splitlines()[0]
@@ -156,12 +158,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--a", type=Path, required=True, help="run.json of a run, or its folder")
     parser.add_argument("--b", type=Path, required=True, help="of the other one")
     args = parser.parse_args(argv)
-    try:
-        a, b = LoadRun.read(args.a), LoadRun.read(args.b)
-        tables = compare(a, b)
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    a, b = LoadRun.read(args.a), LoadRun.read(args.b)
+    tables = compare(a, b)
     print(f"A: {a.title}\nB: {b.title}\n\n{markdown_table(differences(a, b))}")
     for load, rows in tables:
         print(f"\n{load}\n\n{markdown_table(rows)}")

@@ -20,7 +20,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from internvl_triton.errors import BuildFailed, InternVLTritonError
+from internvl_triton.errors import BuildFailed
+from internvl_triton.program import program
 from internvl_triton.published_models import PUBLISHED_MODELS, published_config
 
 DEPTHS = (2, 8, 24)
@@ -155,6 +156,7 @@ def report(runs: list[Run], model: str) -> bool:
     return all(verdicts)
 
 
+@program()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.conversion_memory",
@@ -170,11 +172,7 @@ def main(argv: list[str] | None = None) -> int:
         "--model", default="InternVL2_5-8B", choices=PUBLISHED_MODELS, help="default: %(default)s"
     )
     args = parser.parse_args(argv)
-    try:
-        flat = report(measure(args.work_dir, args.model), args.model)
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    flat = report(measure(args.work_dir, args.model), args.model)
     return 0 if flat else 1
 
 

@@ -29,7 +29,8 @@ from statistics import median
 import numpy as np
 
 from benchmarks.conversion_memory import peak_bytes
-from internvl_triton.errors import BuildFailed, InternVLTritonError
+from internvl_triton.errors import BuildFailed
+from internvl_triton.program import program
 from internvl_triton.published_models import published_config
 
 MAX_PEAK_BYTES = 3 * 10**9
@@ -174,6 +175,7 @@ def report(rows: list[Measured]) -> bool:
     return fine
 
 
+@program()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.conversion_time",
@@ -187,13 +189,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=int, default=3, help="conversions (%(default)s)")
     args = parser.parse_args(argv)
-    try:
-        fine = report(
-            [measure(args.work_dir, model, layers, rounds=args.rounds) for model, layers in CASES]
-        )
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    fine = report(
+        [measure(args.work_dir, model, layers, rounds=args.rounds) for model, layers in CASES]
+    )
     return 0 if fine else 1
 
 

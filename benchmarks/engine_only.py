@@ -39,8 +39,9 @@ from benchmarks.vision_engine_time import (
     time_cuda_engine,
     time_onnx_engine,
 )
-from internvl_triton.errors import InternVLTritonError, InvalidRequest
+from internvl_triton.errors import InvalidRequest
 from internvl_triton.limits import Limits
+from internvl_triton.program import program
 
 if TYPE_CHECKING:
     from build import MeasuredBuild
@@ -259,6 +260,7 @@ def _numbers(option: str, text: str | None) -> list[int] | None:
         raise InvalidRequest(f"{option} is {text!r}; give numbers with commas: 1,7,13") from None
 
 
+@program(interrupted="interrupted; what was printed is kept")
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.engine_only", description=__doc__.splitlines()[0]
@@ -283,19 +285,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if min(args.rounds, args.waves) < 1 or args.output_tokens < 2 or args.warm_up < 0:
         parser.error("--rounds, --waves: at least 1; --output-tokens: 2; --warm-up: 0")
-    try:
-        from build import artifact_name, enter_container
+    from build import artifact_name, enter_container
 
-        enter_container("benchmarks.engine_only", args)
-        name = f"{artifact_name(args.model)}-tp{args.tp_size}-{time.strftime('%Y%m%d-%H%M%S')}"
-        folder = args.artifacts / "benchmarks" / "engine_only" / name
-        _measure(args, folder)
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; what was printed is kept", file=sys.stderr)
-        return 130
+    enter_container("benchmarks.engine_only", args)
+    name = f"{artifact_name(args.model)}-tp{args.tp_size}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = args.artifacts / "benchmarks" / "engine_only" / name
+    _measure(args, folder)
     print(f"\nresults: {folder}")
     return 0
 

@@ -26,7 +26,8 @@ from benchmarks.markdown import markdown_table
 from benchmarks.side_by_side import ratio_row, time_in_turn
 from internvl_triton.artifacts import Artifacts, LLMBuild
 from internvl_triton.cpu_llm import CpuLlmEngine, GenerationRequest
-from internvl_triton.errors import InternVLTritonError, InvalidRequest
+from internvl_triton.errors import InvalidRequest
+from internvl_triton.program import program
 from internvl_triton.vision_engine import OnnxVisionEngine
 
 __all__ = ["llm_rows", "vision_rows"]
@@ -169,6 +170,7 @@ def _load(model: str, artifacts_dir: Path) -> tuple[Artifacts, Any]:
     return artifacts, port
 
 
+@program()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.engine_time", description=__doc__.splitlines()[0]
@@ -186,19 +188,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--tokens", type=int, default=64, help="of an answer (%(default)s)")
     args = parser.parse_args(argv)
-    try:
-        artifacts, port = _load(args.model, args.artifacts)
-        rows = vision_rows(artifacts, port, rounds=args.rounds)
-        print(f"\nVision tower of {artifacts.name}, float32\n\n{markdown_table(rows)}")
-        for prompt in args.prompt:
-            rows = llm_rows(
-                artifacts, port, prompt_tokens=prompt, tokens=args.tokens, rounds=args.rounds
-            )
-            title = f"{prompt} + {args.tokens} tokens, float32"
-            print(f"\nLanguage model of {artifacts.name}, {title}\n\n{markdown_table(rows)}")
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    artifacts, port = _load(args.model, args.artifacts)
+    rows = vision_rows(artifacts, port, rounds=args.rounds)
+    print(f"\nVision tower of {artifacts.name}, float32\n\n{markdown_table(rows)}")
+    for prompt in args.prompt:
+        rows = llm_rows(
+            artifacts, port, prompt_tokens=prompt, tokens=args.tokens, rounds=args.rounds
+        )
+        title = f"{prompt} + {args.tokens} tokens, float32"
+        print(f"\nLanguage model of {artifacts.name}, {title}\n\n{markdown_table(rows)}")
     return 0
 
 

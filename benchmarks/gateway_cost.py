@@ -37,7 +37,8 @@ from benchmarks.records import RequestRecord
 from benchmarks.running_gateway import running_gateway
 from benchmarks.targets import open_target
 from benchmarks.workload import Case, GeneratedWorkload
-from internvl_triton.errors import InternVLTritonError, RequestFailed
+from internvl_triton.errors import RequestFailed
+from internvl_triton.program import program
 
 __all__ = ["gateway_rows"]
 
@@ -102,6 +103,7 @@ async def _measured(
     return records
 
 
+@program()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gateway_cost", description=__doc__.splitlines()[0]
@@ -116,25 +118,21 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--users", type=int, default=1, help="at the same time (%(default)s)")
     args = parser.parse_args(argv)
-    try:
-        with (
-            null_service(args.model, args.artifacts) as grpc_url,
-            running_gateway(grpc_url) as gateway,
-            paced_server() as (_, at_once_url),
-        ):
-            rows = gateway_rows(
-                grpc_url,
-                gateway.url,
-                at_once_url,
-                args.cases,
-                requests=args.requests,
-                rounds=args.rounds,
-                tokens=args.tokens,
-                users=args.users,
-            )
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with (
+        null_service(args.model, args.artifacts) as grpc_url,
+        running_gateway(grpc_url) as gateway,
+        paced_server() as (_, at_once_url),
+    ):
+        rows = gateway_rows(
+            grpc_url,
+            gateway.url,
+            at_once_url,
+            args.cases,
+            requests=args.requests,
+            rounds=args.rounds,
+            tokens=args.tokens,
+            users=args.users,
+        )
     cores = len(os.sched_getaffinity(0))
     shown = f"{args.users} user(s), {args.tokens} tokens, {args.rounds} rounds, {cores} cores"
     print(f"\nThe gateway on top of gRPC, null engines, {shown}\n\n{markdown_table(rows)}")

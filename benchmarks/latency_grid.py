@@ -36,8 +36,9 @@ from benchmarks.summary import summarise
 from benchmarks.targets import open_target
 from benchmarks.workload import Case, GeneratedWorkload
 from internvl_triton.artifacts import Artifacts
-from internvl_triton.errors import InternVLTritonError, InvalidRequest
+from internvl_triton.errors import InvalidRequest
 from internvl_triton.model_spec import ModelSpec
+from internvl_triton.program import program
 
 if TYPE_CHECKING:
     from build import Floors
@@ -193,6 +194,7 @@ def _tell(point: GridPoint, records: Sequence[RequestRecord]) -> None:
             break
 
 
+@program()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.latency_grid", description=__doc__.splitlines()[0]
@@ -220,27 +222,20 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if min(args.rounds, args.prompt_words) < 1 or args.output_tokens < 2:
         parser.error("--rounds and --prompt-words are at least 1, --output-tokens at least 2")
-    try:
-        from build import artifact_name
+    from build import artifact_name
 
-        folder = args.output or args.artifacts / REPORTS / artifact_name(args.model)
-        if not args.report_only:
-            with running_service(
-                args.model,
-                server=args.server,
-                tp_size=args.tp_size,
-                precision=args.precision,
-                artifacts_dir=args.artifacts,
-            ) as service:
-                run = measure(service.grpc_url, args)
-            run.write(folder)
-        text = write_report(folder)
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    folder = args.output or args.artifacts / REPORTS / artifact_name(args.model)
+    if not args.report_only:
+        with running_service(
+            args.model,
+            server=args.server,
+            tp_size=args.tp_size,
+            precision=args.precision,
+            artifacts_dir=args.artifacts,
+        ) as service:
+            run = measure(service.grpc_url, args)
+        run.write(folder)
+    text = write_report(folder)
     print(f"\n{text}\nreport: {folder / 'report.md'}")
     return 0
 

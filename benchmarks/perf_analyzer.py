@@ -38,7 +38,8 @@ from benchmarks.summary import summarise
 from benchmarks.targets import open_target
 from benchmarks.workload import Case, GeneratedWorkload, Workload
 from internvl_triton import tensor_contract as contract
-from internvl_triton.errors import BuildFailed, InternVLTritonError, InvalidRequest
+from internvl_triton.errors import BuildFailed, InvalidRequest
+from internvl_triton.program import program
 
 __all__ = ["command_line", "input_data", "read_export"]
 
@@ -177,6 +178,7 @@ def side_by_side(theirs: Sequence[RequestRecord], ours: Sequence[RequestRecord])
     return rows
 
 
+@program()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.perf_analyzer", description=__doc__.splitlines()[0]
@@ -195,29 +197,23 @@ def main(argv: list[str] | None = None) -> int:
         length = Lengths(str(args.output_tokens))
         return GeneratedWorkload(tuple(map(Case.parse, args.mix)), seed=seed, output_tokens=length)
 
-    try:
-        if args.write_input:
-            text = json.dumps(input_data(workload(args.seed), args.requests))
-            args.write_input.write_text(text, encoding="utf-8")
-            print(f"wrote {args.write_input}")
-            return 0
-        theirs = run_perf_analyzer(
-            args.program,
-            args.server,
-            workload(args.seed),
-            requests=args.requests + args.concurrency,
-            concurrency=args.concurrency,
-            tokens=args.output_tokens,
-        )
-        for record in theirs[: args.concurrency]:
-            record.warm_up = True
-        load = Load(
-            concurrency=args.concurrency, conversations=args.requests, warm_up=args.concurrency
-        )
-        ours = asyncio.run(_run_ours(args.server, workload(args.seed + 1), load))
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if args.write_input:
+        text = json.dumps(input_data(workload(args.seed), args.requests))
+        args.write_input.write_text(text, encoding="utf-8")
+        print(f"wrote {args.write_input}")
+        return 0
+    theirs = run_perf_analyzer(
+        args.program,
+        args.server,
+        workload(args.seed),
+        requests=args.requests + args.concurrency,
+        concurrency=args.concurrency,
+        tokens=args.output_tokens,
+    )
+    for record in theirs[: args.concurrency]:
+        record.warm_up = True
+    load = Load(concurrency=args.concurrency, conversations=args.requests, warm_up=args.concurrency)
+    ours = asyncio.run(_run_ours(args.server, workload(args.seed + 1), load))
     shown = f"{' + '.join(args.mix)}, {args.output_tokens} tokens, {args.concurrency} at a time"
     print(f"{shown}\n\n{markdown_table(side_by_side(theirs, ours))}")
     return 0

@@ -38,7 +38,8 @@ from benchmarks.targets import open_target
 from benchmarks.workload import Case, GeneratedWorkload
 from internvl_triton import tensor_contract as contract
 from internvl_triton.artifacts import LLMBuild
-from internvl_triton.errors import InternVLTritonError, RequestFailed
+from internvl_triton.errors import RequestFailed
+from internvl_triton.program import program
 from internvl_triton.triton_config import render_repository
 from internvl_triton.triton_server import TritonServer, find_free_port
 
@@ -130,6 +131,7 @@ def pipeline_rows(
     return rows
 
 
+@program()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.pipeline_cost", description=__doc__.splitlines()[0]
@@ -149,24 +151,20 @@ def main(argv: list[str] | None = None) -> int:
         help="chunks at a time (1 64)",
     )
     args = parser.parse_args(argv)
-    try:
-        with contextlib.ExitStack() as running:
-            services = {
-                batch: running.enter_context(
-                    null_service(args.model, args.artifacts, postprocessing_batch=batch)
-                )
-                for batch in args.postprocessing_batch
-            }
-            rows = pipeline_rows(
-                services,
-                args.cases,
-                requests=args.requests,
-                tokens=args.tokens,
-                concurrency=args.concurrency,
+    with contextlib.ExitStack() as running:
+        services = {
+            batch: running.enter_context(
+                null_service(args.model, args.artifacts, postprocessing_batch=batch)
             )
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+            for batch in args.postprocessing_batch
+        }
+        rows = pipeline_rows(
+            services,
+            args.cases,
+            requests=args.requests,
+            tokens=args.tokens,
+            concurrency=args.concurrency,
+        )
     cores = len(os.sched_getaffinity(0))
     print(f"\nThe pipeline around null engines, {args.concurrency} users, {cores} cores\n")
     print(markdown_table(rows))

@@ -30,9 +30,10 @@ from benchmarks.vqa import scene_questions
 from internvl_triton import tensor_contract as contract
 from internvl_triton.artifacts import Artifacts, LLMBuild
 from internvl_triton.cpu_llm.transformer import Segment, Transformer
-from internvl_triton.errors import InternVLTritonError, InvalidRequest
+from internvl_triton.errors import InvalidRequest
 from internvl_triton.feature_cache import FeatureCache, VisionEncoder
 from internvl_triton.preprocessing import Preprocessor
+from internvl_triton.program import program
 from internvl_triton.tokenizer import Tokenizer, load_tokenizer
 from internvl_triton.vision_engine import OnnxVisionEngine
 
@@ -255,6 +256,7 @@ def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %"
 
 
+@program()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.precision_agreement", description=__doc__.splitlines()[0]
@@ -271,21 +273,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if min(args.count, args.max_tokens) < 1:
         parser.error("--count and --max-tokens must be at least 1")
-    try:
-        questions = (
-            read_questions(args.questions) if args.questions else _scene_questions(args.count)
-        )
-        rows = measure(
-            args.model,
-            questions,
-            precisions=args.precisions,
-            tp_size=args.tp_size,
-            max_tokens=args.max_tokens,
-            artifacts_dir=args.artifacts,
-        )
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    questions = read_questions(args.questions) if args.questions else _scene_questions(args.count)
+    rows = measure(
+        args.model,
+        questions,
+        precisions=args.precisions,
+        tp_size=args.tp_size,
+        max_tokens=args.max_tokens,
+        artifacts_dir=args.artifacts,
+    )
     report(rows, args.model)
     return 0
 

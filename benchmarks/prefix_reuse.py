@@ -20,7 +20,7 @@ from benchmarks.pictures import tiled_size, unique_jpeg
 from benchmarks.prometheus import Samples, read_samples
 from benchmarks.running_service import Service, running_service
 from internvl_triton.client import Answer, Client
-from internvl_triton.errors import InternVLTritonError
+from internvl_triton.program import program
 
 __all__ = ["KINDS", "Kind", "main", "measure", "report"]
 
@@ -114,6 +114,7 @@ def _metrics(service: Service) -> Samples | None:
     return samples if samples.has("internvl_prompt_tokens_total") else None
 
 
+@program()
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="demo", help="a name or a checkpoint directory")
@@ -130,18 +131,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.dialogues < 1 or not (arguments.tiles == 1 or 3 <= arguments.tiles <= 13):
         parser.error("--dialogues is at least 1; --tiles is 1, or 3 to 13")
-    try:
-        with running_service(
-            arguments.model,
-            server=arguments.server,
-            metrics_url=arguments.metrics_url,
-            tp_size=arguments.tp_size,
-            artifacts_dir=arguments.artifacts_dir,
-        ) as service:
-            kinds = measure(service, dialogues=arguments.dialogues, num_tiles=arguments.tiles)
-    except InternVLTritonError as error:
-        print(error, file=sys.stderr)
-        return 1
+    with running_service(
+        arguments.model,
+        server=arguments.server,
+        metrics_url=arguments.metrics_url,
+        tp_size=arguments.tp_size,
+        artifacts_dir=arguments.artifacts_dir,
+    ) as service:
+        kinds = measure(service, dialogues=arguments.dialogues, num_tiles=arguments.tiles)
     print(report(kinds))
     return 0
 

@@ -25,10 +25,11 @@ import numpy as np
 from benchmarks.markdown import markdown_table
 from benchmarks.pictures import jpeg
 from benchmarks.side_by_side import ratio_row, time_in_turn
-from internvl_triton.errors import InternVLTritonError, InvalidRequest
+from internvl_triton.errors import InvalidRequest
 from internvl_triton.freed_memory import keep_freed_memory
 from internvl_triton.limits import Limits
 from internvl_triton.media import decode_image
+from internvl_triton.program import program
 from internvl_triton.tiling import count_tiles, tile_image
 
 __all__ = ["boundary_rows", "preprocessors", "time_rows"]
@@ -151,6 +152,7 @@ def largest_difference(data: bytes) -> dict[str, float]:
     }
 
 
+@program()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.preprocessing_time", description=__doc__.splitlines()[0]
@@ -161,19 +163,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--hidden-size", type=int, default=4096, help="8B: 4096 (%(default)s)")
     args = parser.parse_args(argv)
     keep_freed_memory()
-    try:
-        for at_a_time, threads in dict.fromkeys([(1, 1), (1, args.threads), (args.threads, 1)]):
-            rows = time_rows(SIZES, at_a_time=at_a_time, threads=threads, rounds=args.rounds)
-            title = f"Preprocessing, {at_a_time} at a time, ours with {threads} thread(s) for each"
-            print(f"{title}\n\n{markdown_table(rows)}\n")
-        found = largest_difference(jpeg(1280, 720, 0))
-        shown = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
-        print(f"Largest difference of a pixel to ours, in steps of 1/255: {shown}\n")
-        rows = boundary_rows(SIZES, hidden_size=args.hidden_size)
-        print(f"Bytes of one picture, hidden size {args.hidden_size}\n\n{markdown_table(rows)}")
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    for at_a_time, threads in dict.fromkeys([(1, 1), (1, args.threads), (args.threads, 1)]):
+        rows = time_rows(SIZES, at_a_time=at_a_time, threads=threads, rounds=args.rounds)
+        title = f"Preprocessing, {at_a_time} at a time, ours with {threads} thread(s) for each"
+        print(f"{title}\n\n{markdown_table(rows)}\n")
+    found = largest_difference(jpeg(1280, 720, 0))
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+    print(f"Largest difference of a pixel to ours, in steps of 1/255: {shown}\n")
+    rows = boundary_rows(SIZES, hidden_size=args.hidden_size)
+    print(f"Bytes of one picture, hidden size {args.hidden_size}\n\n{markdown_table(rows)}")
     return 0
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from benchmarks.pictures import clip, jpeg, tiled_size
 from benchmarks.running_service import running_service
 from internvl_triton.client import Answer, AsyncClient
 from internvl_triton.errors import InternVLTritonError
+from internvl_triton.program import program
 
 __all__ = ["Soak", "mixed_requests", "report", "slope_per_minute", "soak"]
 
@@ -200,6 +200,7 @@ def report(found: Soak, streams: int) -> str:
     return "\n".join([*lines, "", markdown_table(rows)] if found.rss else lines)
 
 
+@program()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -209,21 +210,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--streams", type=int, default=64, help="(%(default)s)")
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR")
     args = parser.parse_args(argv)
-    try:
-        with running_service(
-            args.model, server=args.server, artifacts_dir=args.artifacts
-        ) as service:
-            found = asyncio.run(
-                soak(
-                    service.grpc_url,
-                    streams=args.streams,
-                    duration_s=60 * args.minutes,
-                    process_id=service.process_id,
-                )
+    with running_service(args.model, server=args.server, artifacts_dir=args.artifacts) as service:
+        found = asyncio.run(
+            soak(
+                service.grpc_url,
+                streams=args.streams,
+                duration_s=60 * args.minutes,
+                process_id=service.process_id,
             )
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        )
     print(report(found, args.streams))
     return 1 if found.errors or found.mismatches or not found.answers else 0
 

@@ -28,11 +28,11 @@ from internvl_triton.artifacts import Artifacts, LLMBuild, Manifest, Profile
 from internvl_triton.errors import (
     ArtifactMismatch,
     BuildFailed,
-    InternVLTritonError,
     InvalidCheckpoint,
 )
 from internvl_triton.limits import Limits
 from internvl_triton.model_spec import ModelSpec
+from internvl_triton.program import program
 
 __all__ = ["build_engines", "default_precision"]
 
@@ -283,6 +283,7 @@ def _versions() -> dict[str, str]:
     return {"python": python, **{name: version for name, version in found.items() if version}}
 
 
+@program(interrupted="interrupted; finished steps are kept")
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m build.engines", description=__doc__)
     parser.add_argument("--model", default=DEMO, help="name or checkpoint directory (%(default)s)")
@@ -310,24 +311,17 @@ def main(argv: list[str] | None = None) -> int:
     # Ending it in any way ends the compilers that it started.
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a background shell ignores it
         signal.signal(number, signal.default_int_handler)
-    try:
-        container.enter_container("build.engines", args)
-        artifacts = build_engines(
-            args.model,
-            tp_size=args.tp_size,
-            profile=args.profile,
-            precision=args.precision,
-            kv_cache=args.kv_cache,
-            calibration=args.calibration,
-            artifacts_dir=args.artifacts,
-            limits=limits,
-        )
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; finished steps are kept", file=sys.stderr)
-        return 130
+    container.enter_container("build.engines", args)
+    artifacts = build_engines(
+        args.model,
+        tp_size=args.tp_size,
+        profile=args.profile,
+        precision=args.precision,
+        kv_cache=args.kv_cache,
+        calibration=args.calibration,
+        artifacts_dir=args.artifacts,
+        limits=limits,
+    )
     print(f"{artifacts.root} is ready: make serve MODEL={args.model} TP={args.tp_size}")
     return 0
 

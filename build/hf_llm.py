@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from build.model_source import DEMO, artifact_name, resolve_checkpoint
-from internvl_triton.errors import InternVLTritonError
+from internvl_triton.program import program
 
 __all__ = ["build_hf_llm"]
 
@@ -23,16 +23,13 @@ def build_hf_llm(model: str, *, artifacts_dir: Path = Path("artifacts")) -> Path
     return export_hf_llm(resolve_checkpoint(model, artifacts_dir), output)
 
 
+@program()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m build.hf_llm", description=__doc__)
     parser.add_argument("--model", default=DEMO, help="name or checkpoint directory (%(default)s)")
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR")
     args = parser.parse_args(argv)
-    try:
-        output = build_hf_llm(args.model, artifacts_dir=args.artifacts)
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    output = build_hf_llm(args.model, artifacts_dir=args.artifacts)
     print(f"wrote {output}")
     return 0
 

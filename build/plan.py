@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ from build.planner.report import plan
 from build.planner.tables import print_sections
 from build.planner.validation import validation
 from build.planner.workload import Workload
-from internvl_triton.errors import BuildFailed, InternVLTritonError
+from internvl_triton.errors import BuildFailed
 from internvl_triton.limits import Limits
 from internvl_triton.model_spec import ModelSpec
+from internvl_triton.program import program
 from internvl_triton.published_models import published_config
 
 __all__ = ["make_plan", "spec_of"]
@@ -149,6 +149,7 @@ def print_plan(report: dict[str, Any]) -> None:
     print(f"\n{report['note']}")
 
 
+@program()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m build.plan", description=__doc__)
     parser.add_argument("--model", default=DEMO, help="name or checkpoint directory (%(default)s)")
@@ -184,22 +185,18 @@ def main(argv: list[str] | None = None) -> int:
         for name in ("max_batch_size", *names)
         if (value := getattr(args, name)) is not None
     }
-    try:
-        report = make_plan(
-            args.model,
-            gpu=args.gpu,
-            tp_size=args.tp_size,
-            precision=args.precision,
-            kv_cache=args.kv_cache,
-            images=args.images,
-            max_tiles=args.max_tiles,
-            prompt_tokens=args.prompt_tokens,
-            output_tokens=args.output_tokens,
-            limits=given,
-        )
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    report = make_plan(
+        args.model,
+        gpu=args.gpu,
+        tp_size=args.tp_size,
+        precision=args.precision,
+        kv_cache=args.kv_cache,
+        images=args.images,
+        max_tiles=args.max_tiles,
+        prompt_tokens=args.prompt_tokens,
+        output_tokens=args.output_tokens,
+        limits=given,
+    )
     if args.json:
         print(json.dumps(report, indent=2))
     else:

@@ -18,9 +18,10 @@ from build.repository import assemble_repository, gpu_deployment
 from build.servable import check_servable
 from internvl_triton.artifacts import Artifacts, LLMBuild
 from internvl_triton.canary import Canary, TritonView
-from internvl_triton.errors import InternVLTritonError, InvalidRequest
+from internvl_triton.errors import InvalidRequest
 from internvl_triton.gpu_triton_server import GpuTritonServer
 from internvl_triton.keep_serving import keep_serving
+from internvl_triton.program import program
 from internvl_triton.triton_server import TritonServer
 
 __all__ = ["DEFAULT_PORTS", "make_server"]
@@ -149,6 +150,7 @@ def _stop(server: TritonServer, drain_timeout_s: float) -> int:
     return 0
 
 
+@program(interrupted="stopped before it was ready")
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m build.serve", description=__doc__)
     parser.add_argument("--model", default=DEMO, help="name or checkpoint directory (%(default)s)")
@@ -181,28 +183,21 @@ def main(argv: list[str] | None = None) -> int:
     # A service manager's SIGTERM ends the server as Ctrl-C does.
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a background shell ignores it
         signal.signal(number, signal.default_int_handler)
-    try:
-        container.enter_container("build.serve", args)
-        server = make_server(
-            args.model,
-            tp_size=args.tp_size,
-            profile=args.profile,
-            precision=args.precision,
-            kv_cache=args.kv_cache,
-            postprocessing_batch=args.postprocessing_batch,
-            artifacts_dir=args.artifacts,
-            http_port=args.http_port,
-            grpc_port=args.grpc_port,
-            metrics_port=args.metrics_port,
-            host=args.host,
-        )
-        return _serve(server, args.model, args.drain_timeout)
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped before it was ready", file=sys.stderr)
-        return 130
+    container.enter_container("build.serve", args)
+    server = make_server(
+        args.model,
+        tp_size=args.tp_size,
+        profile=args.profile,
+        precision=args.precision,
+        kv_cache=args.kv_cache,
+        postprocessing_batch=args.postprocessing_batch,
+        artifacts_dir=args.artifacts,
+        http_port=args.http_port,
+        grpc_port=args.grpc_port,
+        metrics_port=args.metrics_port,
+        host=args.host,
+    )
+    return _serve(server, args.model, args.drain_timeout)
 
 
 if __name__ == "__main__":

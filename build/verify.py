@@ -6,7 +6,6 @@ import argparse
 import datetime
 import importlib.util
 import signal
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,8 +28,9 @@ from build.servable import check_servable
 from build.verify_engines import engine_outputs
 from export import stored_precision
 from internvl_triton.artifacts import Artifacts, LLMBuild, Manifest, Profile
-from internvl_triton.errors import ArtifactMismatch, BuildFailed, InternVLTritonError
+from internvl_triton.errors import ArtifactMismatch, BuildFailed
 from internvl_triton.model_spec import ModelSpec
+from internvl_triton.program import program
 
 __all__ = ["certify", "verify"]
 
@@ -197,6 +197,7 @@ def _print(certificate: Certificate, folder: Path) -> None:
     print(f"{'passed' if certificate.passed else 'FAILED'}: {folder / 'certificate.html'}")
 
 
+@program(interrupted="interrupted; no certificate was written")
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m build.verify", description=__doc__)
     parser.add_argument("--model", default=DEMO, help="name or checkpoint directory (%(default)s)")
@@ -209,20 +210,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a background shell ignores it
         signal.signal(number, signal.default_int_handler)
-    try:
-        certificate, folder = verify(
-            args.model,
-            tp_size=args.tp_size,
-            profile=args.profile,
-            precision=args.precision,
-            artifacts_dir=args.artifacts,
-        )
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; no certificate was written", file=sys.stderr)
-        return 130
+    certificate, folder = verify(
+        args.model,
+        tp_size=args.tp_size,
+        profile=args.profile,
+        precision=args.precision,
+        artifacts_dir=args.artifacts,
+    )
     _print(certificate, folder)
     return 0 if certificate.passed else 1
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from build.profile import PROFILES, choose_profile
 from build.serve import READY_TIMEOUT_S, make_server
 from internvl_triton.artifacts import Artifacts, LLMBuild
 from internvl_triton.client import Client
-from internvl_triton.errors import InternVLTritonError
+from internvl_triton.program import program
 from internvl_triton.tokenizer import load_tokenizer
 from internvl_triton.triton_server import find_free_port
 
@@ -67,6 +66,7 @@ def engine_outputs(
     return run_engines(artifacts, llm, chosen, verification_questions(), answers)
 
 
+@program()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m build.verify_engines", description=__doc__.splitlines()[0]
@@ -80,20 +80,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    try:
-        outputs = engine_outputs(
-            args.model,
-            tp_size=args.tp_size,
-            profile=args.profile,
-            precision=args.precision,
-            artifacts_dir=args.artifacts,
-        )
-        save_outputs(args.output, outputs)
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    outputs = engine_outputs(
+        args.model,
+        tp_size=args.tp_size,
+        profile=args.profile,
+        precision=args.precision,
+        artifacts_dir=args.artifacts,
+    )
+    save_outputs(args.output, outputs)
     return 0
 
 

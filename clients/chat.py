@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from internvl_triton.client import Answer, Client
-from internvl_triton.errors import InternVLTritonError, InvalidRequest
+from internvl_triton.errors import InvalidRequest
+from internvl_triton.program import program
 
 __all__ = ["read_file", "read_image", "summary"]
 
@@ -37,6 +38,7 @@ def summary(answer: Answer) -> str:
     return ", ".join([*parts, f"finish_reason {answer.finish_reason}"])
 
 
+@program(interrupted="interrupted; the request was stopped on the server")
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m clients.chat", description=__doc__)
     parser.add_argument("--prompt", required=True, help="the question")
@@ -48,29 +50,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (%(default)s)")
     args = parser.parse_args(argv)
     answer = Answer()
-    try:
-        with Client(f"{args.host}:{args.grpc_port}") as client:
-            served = client.limits().model
-            if args.model and Path(args.model).name != served:
-                raise InvalidRequest(
-                    f"the server on port {args.grpc_port} serves {served}, not {args.model}"
-                )
-            chunks = client.stream(
-                args.prompt,
-                images=[read_image(path) for path in args.image],
-                answer=answer,
-                max_tokens=args.max_tokens,
-                temperature=args.temperature,
+    with Client(f"{args.host}:{args.grpc_port}") as client:
+        served = client.limits().model
+        if args.model and Path(args.model).name != served:
+            raise InvalidRequest(
+                f"the server on port {args.grpc_port} serves {served}, not {args.model}"
             )
-            with contextlib.closing(chunks):
-                for chunk in chunks:
-                    print(chunk.text, end="", flush=True)
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted; the request was stopped on the server", file=sys.stderr)
-        return 130
+        chunks = client.stream(
+            args.prompt,
+            images=[read_image(path) for path in args.image],
+            answer=answer,
+            max_tokens=args.max_tokens,
+            temperature=args.temperature,
+        )
+        with contextlib.closing(chunks):
+            for chunk in chunks:
+                print(chunk.text, end="", flush=True)
     print(f"\n[{summary(answer)}]", file=sys.stderr)
     return 0
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from clients.chat import summary
 from internvl_triton.client import Answer, Client
-from internvl_triton.errors import InternVLTritonError
+from internvl_triton.program import program
 from internvl_triton.triton_server import find_free_port
 
 if TYPE_CHECKING:
@@ -92,20 +92,14 @@ def _ask(client: Client, question: SampleQuestion) -> bool:
     return right
 
 
+@program(interrupted="interrupted; the server was stopped")
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m clients.demo", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR")
     args = parser.parse_args(argv)
-    try:
-        return 0 if run_demo(args.artifacts) else 1
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted; the server was stopped", file=sys.stderr)
-        return 130
+    return 0 if run_demo(args.artifacts) else 1
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -21,7 +20,8 @@ from typing import Any
 from clients.chat import read_file
 from clients.chat_session import ChatSession
 from internvl_triton.client import Answer, Client
-from internvl_triton.errors import InternVLTritonError, RequestFailed, ServerUnavailable
+from internvl_triton.errors import RequestFailed, ServerUnavailable
+from internvl_triton.program import program
 
 __all__ = ["EXAMPLES", "Setting"]
 
@@ -196,6 +196,7 @@ def show(question: str, answer: str) -> str:
     return answer
 
 
+@program()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m clients.examples", description=__doc__.split("\n")[0]
@@ -214,23 +215,17 @@ def main(argv: list[str] | None = None) -> int:
     for name in args.names:
         if name not in EXAMPLES:
             parser.error(f"there is no example {name!r}; there are: {', '.join(EXAMPLES)}")
-    try:
-        with Client(f"{args.host}:{args.grpc_port}") as client:
-            setting = Setting(
-                client,
-                f"{args.host}:{args.http_port}",
-                images=[read_file("--image", path) for path in args.image],
-                video=read_file("--video", args.video),
-                sampling={"max_tokens": args.max_tokens, "temperature": args.temperature},
-            )
-            for name in args.names or EXAMPLES:
-                print(f"== {name}")
-                EXAMPLES[name](setting)
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    with Client(f"{args.host}:{args.grpc_port}") as client:
+        setting = Setting(
+            client,
+            f"{args.host}:{args.http_port}",
+            images=[read_file("--image", path) for path in args.image],
+            video=read_file("--video", args.video),
+            sampling={"max_tokens": args.max_tokens, "temperature": args.temperature},
+        )
+        for name in args.names or EXAMPLES:
+            print(f"== {name}")
+            EXAMPLES[name](setting)
     return 0
 
 

@@ -32,8 +32,8 @@ from export.output_directory import check_disk, output_directory
 from export.tensor_parallel import split_wqkv
 from internvl_triton.checkpoint import Checkpoint
 from internvl_triton.checkpoint_layout import Shapes, llm_shapes
-from internvl_triton.errors import InternVLTritonError
 from internvl_triton.model_spec import LLMSpec, ModelSpec
+from internvl_triton.program import program
 from internvl_triton.safetensors_file import Layout, SafetensorsWriter, num_bytes
 from internvl_triton.tokenizer import load_tokenizer
 
@@ -244,6 +244,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+@program()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m export.hf_llm",
@@ -256,11 +257,7 @@ def main(argv: list[str] | None = None) -> int:
         "--output", type=Path, required=True, help="directory to write; it is replaced as a whole"
     )
     args = parser.parse_args(argv)
-    try:
-        output = export_hf_llm(args.checkpoint, args.output)
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    output = export_hf_llm(args.checkpoint, args.output)
     print(f"wrote {output}")
     return 0
 

@@ -39,8 +39,9 @@ from export.trtllm_config import trtllm_config
 from internvl_triton.checkpoint import Checkpoint, is_finite
 from internvl_triton.checkpoint_layout import llm_shapes
 from internvl_triton.cpu_llm.rank_layout import kv_heads_per_rank, rank_shapes
-from internvl_triton.errors import InternVLTritonError, InvalidCheckpoint
+from internvl_triton.errors import InvalidCheckpoint
 from internvl_triton.model_spec import LLMSpec, ModelSpec
+from internvl_triton.program import program
 from internvl_triton.safetensors_file import SafetensorsWriter, num_bytes, numpy_dtype
 
 __all__ = ["checkpoint_config", "export_llm"]
@@ -226,6 +227,7 @@ def _write(
         writer.write(target, block, first_row=first_row + start)
 
 
+@program()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m export.llm_checkpoint",
@@ -245,13 +247,9 @@ def main(argv: list[str] | None = None) -> int:
         help=f"one of {', '.join(PRECISIONS)} (default: the checkpoint's torch_dtype)",
     )
     args = parser.parse_args(argv)
-    try:
-        output = export_llm(
-            args.checkpoint, args.output, tp_size=args.tp_size, precision=args.precision
-        )
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    output = export_llm(
+        args.checkpoint, args.output, tp_size=args.tp_size, precision=args.precision
+    )
     print(f"wrote {output}")
     return 0
 

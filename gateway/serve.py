@@ -15,12 +15,12 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from internvl_triton.client import DEFAULT_TIMEOUT_S, AsyncClient
-from internvl_triton.errors import InternVLTritonError, PortInUse, ServerUnavailable
+from internvl_triton.errors import PortInUse, ServerUnavailable
+from internvl_triton.program import program
 
 DEFAULT_PORT = 9000
 DRAIN_TIMEOUT_S = 30.0
@@ -100,6 +100,7 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
+@program(interrupted="stopped before it was ready")
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m gateway.serve",
@@ -138,26 +139,19 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    try:
-        keys = _keys(args.api_keys, os.environ.get(KEY_VARIABLE))
-        with listen(args.host, args.port) as listening:
-            asyncio.run(
-                serve(
-                    listening,
-                    f"{args.grpc_host}:{args.grpc_port}",
-                    api_keys=keys,
-                    samples=args.samples,
-                    max_body_bytes=args.max_body_bytes,
-                    timeout_s=args.timeout,
-                    drain_timeout_s=args.drain_timeout,
-                )
+    keys = _keys(args.api_keys, os.environ.get(KEY_VARIABLE))
+    with listen(args.host, args.port) as listening:
+        asyncio.run(
+            serve(
+                listening,
+                f"{args.grpc_host}:{args.grpc_port}",
+                api_keys=keys,
+                samples=args.samples,
+                max_body_bytes=args.max_body_bytes,
+                timeout_s=args.timeout,
+                drain_timeout_s=args.drain_timeout,
             )
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped before it was ready", file=sys.stderr)
-        return 130
+        )
     print("stopped")
     return 0
 

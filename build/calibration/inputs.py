@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ from numpy.typing import NDArray
 from build.calibration.samples import Sample, read_samples
 from internvl_triton import tensor_contract as contract
 from internvl_triton.artifacts import Artifacts
-from internvl_triton.errors import BuildFailed, InternVLTritonError, InvalidRequest
+from internvl_triton.errors import BuildFailed, InvalidRequest
 from internvl_triton.preprocessing import Preprocessor
+from internvl_triton.program import program
 from internvl_triton.prompt import IM_END
 from internvl_triton.tokenizer import load_tokenizer
 from internvl_triton.vision_engine import VisionEngine
@@ -83,6 +83,7 @@ def _on_host(features: Any) -> NDArray[np.float32]:
     return array
 
 
+@program()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m build.calibration.inputs", description=(__doc__ or "").split("\n")[0]
@@ -94,20 +95,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runtime", choices=(TENSORRT, ONNXRUNTIME), default=TENSORRT)
     args = parser.parse_args(argv)
     artifacts = Artifacts(args.artifacts)
-    try:
-        count = write_inputs(
-            read_samples(args.samples, limit=args.limit),
-            args.output,
-            preprocessor=Preprocessor(
-                artifacts.spec(), artifacts.limits(), load_tokenizer(artifacts.tokenizer_dir)
-            ),
-            vision=load_vision_engine(
-                artifacts, {"runtime": args.runtime, "num_gpus": "1", "table_dtype": "BF16"}
-            ),
-        )
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    count = write_inputs(
+        read_samples(args.samples, limit=args.limit),
+        args.output,
+        preprocessor=Preprocessor(
+            artifacts.spec(), artifacts.limits(), load_tokenizer(artifacts.tokenizer_dir)
+        ),
+        vision=load_vision_engine(
+            artifacts, {"runtime": args.runtime, "num_gpus": "1", "table_dtype": "BF16"}
+        ),
+    )
     print(f"{count} calibration samples", flush=True)
     return 0
 

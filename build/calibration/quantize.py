@@ -21,7 +21,6 @@ import copy
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,9 @@ from typing import Any
 from build.calibration.inputs import FEATURES, INPUT_IDS
 from build.calibration.layout import LAYERS, calibrated_shapes, check_layers
 from export import CALIBRATED, checkpoint_config
-from internvl_triton.errors import BuildFailed, InternVLTritonError
+from internvl_triton.errors import BuildFailed
 from internvl_triton.model_spec import ModelSpec
+from internvl_triton.program import program
 
 __all__ = ["input_embeddings", "quantization_config", "quantize"]
 
@@ -228,6 +228,7 @@ def _check_algos(found: dict[str, Any], expected: dict[str, Any]) -> None:
             )
 
 
+@program()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m build.calibration.quantize", description=(__doc__ or "").split("\n")[0]
@@ -243,19 +244,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kv-cache", choices=list(KV_CACHE_BITS))
     parser.add_argument("--tp-size", type=int, required=True)
     args = parser.parse_args(argv)
-    try:
-        quantize(
-            args.source,
-            args.inputs,
-            args.output,
-            spec=ModelSpec.from_checkpoint(args.spec),
-            precision=args.precision,
-            kv_cache=args.kv_cache,
-            tp_size=args.tp_size,
-        )
-    except InternVLTritonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    quantize(
+        args.source,
+        args.inputs,
+        args.output,
+        spec=ModelSpec.from_checkpoint(args.spec),
+        precision=args.precision,
+        kv_cache=args.kv_cache,
+        tp_size=args.tp_size,
+    )
     return 0
 
 

@@ -19,6 +19,7 @@ LAYERS = {
         "lora",
         "media",
         "messages",
+        "program",
         "prompt",
         "resizing",
         "safetensors_file",

@@ -15,12 +15,15 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks.environment import describe_environment
 from benchmarks.gpu_use import GpuUse
@@ -28,14 +31,13 @@ from benchmarks.lengths import Lengths
 from benchmarks.load import Load, run_load
 from benchmarks.load_report import markdown_text, write_report
 from benchmarks.load_run import LoadPoint, LoadRun
-from benchmarks.metrics import SLO, errors_by_kind
+from benchmarks.metrics import SLO, NoMetricValue, errors_by_kind
 from benchmarks.overhead import measure_overhead
 from benchmarks.prometheus import read_samples
-from benchmarks.records import RequestRecord
 from benchmarks.running_service import running_service
 from benchmarks.stages import stage_breakdown
 from benchmarks.summary import summarise
-from benchmarks.targets import open_target
+from benchmarks.targets import Target, open_target
 from benchmarks.workload import Case, FileWorkload, GeneratedWorkload
 from internvl_triton.errors import InvalidRequest
 from internvl_triton.program import program
@@ -44,6 +46,8 @@ __all__ = ["main"]
 
 SETTLE_S = 0.5  # the last requests' counters arrive a moment after their answers
 REPORTS = Path("artifacts") / "benchmarks" / "load"
+
+T = TypeVar("T")
 
 
 def _workload(args: argparse.Namespace, point: int) -> GeneratedWorkload | FileWorkload:
@@ -82,60 +86,41 @@ def _loads(args: argparse.Namespace) -> list[Load]:
     return [load(users, None) for users in args.concurrency]
 
 
-async def _run_point(
-    target: str, args: argparse.Namespace, number: int, load: Load
-) -> tuple[str, list[RequestRecord]]:
-    """The name of the model, and the records."""
+async def _with_target(
+    address: str, args: argparse.Namespace, use: Callable[[Target], Awaitable[T]]
+) -> T:
     opened = open_target(
-        target,
+        address,
         timeout_s=args.timeout,
         let_stop=args.let_stop,
         model=args.endpoint_model,
-        api_key=os.environ.get(args.api_key_variable) if args.api_key_variable else None,
-        extra=json.loads(args.extra_body) if args.extra_body else None,
+        api_key=args.api_key,
+        extra=args.extra_body,
     )
     try:
-        model = await opened.model()
-        return model, await run_load(opened, _workload(args, number), load)
+        return await use(opened)
     finally:
         await opened.close()
 
 
-def measure(target: str, metrics_url: str | None, args: argparse.Namespace) -> LoadRun:
-    """Every load, one after the other. Raises InternVLTritonError."""
+def measure(
+    target: str, metrics_url: str | None, args: argparse.Namespace
+) -> tuple[LoadRun, Path]:
+    """Every load, one after the other, and the report's page, which is written anew after each.
+
+    Raises InternVLTritonError.
+    """
     environment = describe_environment()
-    slo = _slo(args)
+    model = asyncio.run(_with_target(target, args, lambda opened: opened.model()))
+    name = f"{model}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = _folder(args.output or REPORTS / name.replace("/", "_"))
     overhead = None
     if not args.no_overhead:
         users = max([load.concurrency or 0 for load in _loads(args)]) or 8
         protocol = "grpc" if target.startswith("grpc://") else "http"
         workload = _workload(args, -1)
         overhead = asdict(measure_overhead(protocol, workload, concurrency=users))
-    points, model = [], ""
-    for number, load in enumerate(_loads(args)):
-        before = read_samples(metrics_url) if metrics_url else None
-        with GpuUse() as gpus:
-            model, records = asyncio.run(_run_point(target, args, number, load))
-        if all(record.warm_up for record in records):
-            raise InvalidRequest(
-                f"{load.name}: nothing was measured behind the warm-up of {load.warm_up}; give "
-                "more --requests or a longer --duration"
-            )
-        point = LoadPoint(
-            load=load.name,
-            summary=summarise(records, slo),
-            errors=errors_by_kind([record for record in records if not record.warm_up]),
-            records=records,
-            gpus=gpus.mean(),
-        )
-        if metrics_url and before:
-            time.sleep(SETTLE_S)
-            breakdown = stage_breakdown(records, read_samples(metrics_url).since(before))
-            if breakdown:
-                point.stages = {**breakdown.stages, "unaccounted": breakdown.unaccounted_s}
-        points.append(point)
-        _tell(point)
-    return LoadRun(
+    run = LoadRun(
         title=f"{model}: {_workload_name(args)}",
         settings={
             "target": "started for this run" if args.target is None else target,
@@ -143,13 +128,62 @@ def measure(target: str, metrics_url: str | None, args: argparse.Namespace) -> L
             "workload": _workload_name(args),
             "answer": f"{args.output_tokens} tokens"
             + (", may stop earlier" if args.let_stop else ", never fewer"),
-            "SLO": _slo_name(slo),
+            "SLO": _slo_name(_slo(args)),
             "seed": str(args.seed),
         },
         environment=environment,
-        points=points,
+        points=[],
         overhead=overhead,
     )
+    for number, load in enumerate(_loads(args)):
+        point = _measure_point(target, metrics_url, args, number, load)
+        run.points.append(point)
+        page = write_report(run, folder)
+        _tell(point)
+    return run, page
+
+
+def _measure_point(
+    target: str, metrics_url: str | None, args: argparse.Namespace, number: int, load: Load
+) -> LoadPoint:
+    before = read_samples(metrics_url) if metrics_url else None
+    workload = _workload(args, number)
+    with GpuUse() as gpus:
+        records = asyncio.run(
+            _with_target(target, args, lambda opened: run_load(opened, workload, load))
+        )
+    if all(record.warm_up for record in records):
+        raise InvalidRequest(
+            f"{load.name}: nothing was measured behind the warm-up of {load.warm_up} requests and "
+            f"the ramp of {load.ramp_s:g} s; give more --requests or a longer --duration"
+        )
+    point = LoadPoint(
+        load=load.name,
+        summary=summarise(records, _slo(args)),
+        errors=errors_by_kind([record for record in records if not record.warm_up]),
+        records=records,
+        gpus=gpus.mean(),
+    )
+    if metrics_url and before:
+        time.sleep(SETTLE_S)
+        try:
+            breakdown = stage_breakdown(records, read_samples(metrics_url).since(before))
+            point.stages = {**breakdown.stages, "unaccounted": breakdown.unaccounted_s}
+        except NoMetricValue as error:
+            point.no_stages = str(error)
+    return point
+
+
+def _folder(path: Path) -> Path:
+    """Made now, so that nothing is measured that cannot be written. Raises InvalidRequest."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise InvalidRequest(
+            f"--output {path} cannot be written ({error.strerror}); give a folder"
+        ) from error
 
 
 def _tell(point: LoadPoint) -> None:
@@ -212,7 +246,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     server.add_argument("--api-key-variable", help="environment variable with the endpoint's key")
     server.add_argument("--extra-body", help="JSON object, more fields of OpenAI requests")
     load = parser.add_argument_group("load")
-    load.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8], metavar="N")
+    load.add_argument("--concurrency", type=int, nargs="+", metavar="N", help="(1 2 4 8)")
     load.add_argument("--rate", type=float, nargs="+", metavar="R", help="open loop: per second")
     load.add_argument("--arrivals", choices=("poisson", "constant"), default="poisson")
     load.add_argument("--ramp", type=float, default=0.0, help="s to reach the load (%(default)s)")
@@ -240,23 +274,51 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.requests is None and args.duration is None:
         args.requests = 40
-    if args.turns < 1 or args.distinct < 0 or args.warm_up < 0:
-        parser.error("--turns is at least 1, --distinct and --warm-up at least 0")
+    if args.turns < 1 or min(args.distinct, args.warm_up, args.seed) < 0:
+        parser.error("--turns is at least 1, --distinct, --warm-up and --seed at least 0")
+    if not (args.timeout > 0 and math.isfinite(args.timeout)):
+        parser.error("--timeout is in seconds, above 0")
+    if args.images and args.jsonl:
+        parser.error("give either --images or --jsonl")
+    generated = ("mix", "turns", "prompt_words", "distinct", "max_tiles")
+    unused = [name for name in generated if getattr(args, name) != parser.get_default(name)]
+    if (args.images or args.jsonl) and unused:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        parser.error(f"--images and --jsonl say what is asked; leave {names} out")
+    if args.concurrency and args.rate:
+        parser.error("give either --concurrency (closed loop) or --rate (open loop)")
+    if not args.rate:
+        args.concurrency = args.concurrency or [1, 2, 4, 8]
     return args
 
 
-@program()
+def _check(args: argparse.Namespace) -> None:
+    """What can be said before anything is started. Raises InvalidRequest."""
+    _loads(args), _workload(args, 0), _slo(args)
+    if args.extra_body is not None:
+        text, args.extra_body = args.extra_body, _json(args.extra_body)
+        if not isinstance(args.extra_body, dict):
+            raise InvalidRequest(f"--extra-body is {text!r}; give a JSON object")
+    args.api_key = None
+    if args.api_key_variable:
+        args.api_key = os.environ.get(args.api_key_variable)
+        if not args.api_key:
+            raise InvalidRequest(
+                f"the environment has no {args.api_key_variable}, which --api-key-variable names"
+            )
+
+
+@program(interrupted="interrupted; finished loads are in the report")
 def main(argv: list[str] | None = None) -> int:
     args = _arguments(argv)
-    _loads(args), _workload(args, 0)  # before anything is started
-    if args.extra_body and not isinstance(_json(args.extra_body), dict):
-        raise InvalidRequest(f"--extra-body is {args.extra_body!r}; give a JSON object")
+    _check(args)
     with _target(args) as (target, metrics_url):
-        run = measure(target, metrics_url, args)
-    name = f"{run.settings['model']}-{time.strftime('%Y%m%d-%H%M%S')}"
-    page = write_report(run, args.output or REPORTS / name.replace("/", "_"))
+        run, page = measure(target, metrics_url, args)
     print(f"\n{markdown_text(run)}\nreport: {page}")
-    return 0
+    answered = sum((p.summary["requests"] or 0) - (p.summary["failed"] or 0) for p in run.points)
+    if not answered:
+        print("error: no request was answered", file=sys.stderr)
+    return 0 if answered else 1
 
 
 def _json(text: str) -> object:

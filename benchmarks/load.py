@@ -17,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks.records import RequestRecord
-from benchmarks.targets import Message, Target, Turn
+from benchmarks.targets import Target
+from benchmarks.turn import Message, Turn
 from benchmarks.workload import Conversation, Workload
 from internvl_triton.errors import InvalidRequest
 
@@ -32,9 +33,11 @@ class Load:
     """How hard and how long.
 
     concurrency: users of a closed loop; or rate: conversations per second of an open loop.
-    ramp_s: users start one after the other, or the rate grows evenly from 0, for so long.
+    ramp_s: users start one after the other, or the rate grows evenly from 0, for so long. What is
+        sent meanwhile is not measured: it met another load.
     warm_up: the first conversations, which are asked but not measured.
-    conversations, duration_s: the end, whichever comes first; what was sent is waited for.
+    conversations, duration_s: the end, whichever comes first; what was sent is waited for. The
+        duration begins with the ramp.
     """
 
     concurrency: int | None = None
@@ -61,6 +64,9 @@ class Load:
         for name, value in numbers.items():
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise InvalidRequest(f"{name} is {value}; it must be above 0")
+        for name, value in {"ramp_s": self.ramp_s, "warm_up": self.warm_up}.items():
+            if not (value >= 0 and math.isfinite(value)):
+                raise InvalidRequest(f"{name} is {value}; it must be at least 0")
 
     @property
     def name(self) -> str:
@@ -70,7 +76,7 @@ class Load:
 
 
 async def run_load(target: Target, workload: Workload, load: Load) -> list[RequestRecord]:
-    """Every request's record, in the order of sending; those of the warm-up are marked."""
+    """Every request's record, in the order of sending; those that do not count are marked."""
     run = _Run(target, workload, load)
     await (run.closed_loop() if load.rate is None else run.open_loop())
     return sorted(run.records, key=lambda record: record.sent_s)
@@ -158,7 +164,7 @@ class _Run:
                 due_s=None if place else due_s,
                 num_images=conversation.num_images,
                 num_tiles=conversation.num_tiles,
-                warm_up=number < self._load.warm_up,
+                warm_up=number < self._load.warm_up or self._elapsed_s() < self._load.ramp_s,
             )
             self.records.append(record)
             turn = Turn(

@@ -203,6 +203,11 @@ def _warnings(run: LoadRun) -> list[str]:
             found.append(f"{point.load}: {failed:g} of {requests:g} requests failed")
         elif requests < 30:
             found.append(f"{point.load}: p99 of {requests:g} requests says little")
+        silent = sum(not record.error and not record.chunks_s for record in point.measured)
+        if silent:
+            found.append(f"{point.load}: {silent} answers had no text")
+        if point.no_stages:
+            found.append(f"{point.load}: no stages, because {point.no_stages}")
         late = point.summary["lateness_p99_ms"]
         if late is not None and late > 20:
             found.append(f"{point.load}: requests were sent up to {late:.0f} ms late (p99)")

@@ -18,7 +18,8 @@ _FORMAT = 1
 
 @dataclass
 class LoadPoint:
-    """One load. summary: see summary.py; stages: name -> mean s per request, with "unaccounted"."""
+    """One load. summary: see summary.py; stages: name -> mean s per request, with "unaccounted";
+    no_stages: why there are none although they were asked for."""
 
     load: str
     summary: dict[str, float | None]
@@ -26,6 +27,7 @@ class LoadPoint:
     records: list[RequestRecord]
     stages: dict[str, float] = field(default_factory=dict)
     gpus: dict[str, dict[str, float]] = field(default_factory=dict)
+    no_stages: str = ""
 
     @property
     def measured(self) -> list[RequestRecord]:
@@ -47,7 +49,7 @@ class LoadRun:
         """run.json in `folder`, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = folder / (_FILE + ".tmp")
-        unfinished.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        unfinished.write_text(json.dumps(asdict(self), indent=1, allow_nan=False), encoding="utf-8")
         return unfinished.replace(folder / _FILE)
 
     @classmethod

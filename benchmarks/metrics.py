@@ -8,13 +8,15 @@ error count in `errors_by_kind` and lower every rate; they have no latency.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from benchmarks.records import RequestRecord
+from internvl_triton.errors import InvalidRequest
 
 __all__ = [
     "SLO",
@@ -170,10 +172,16 @@ class SLO:
     tpot_s: float | None = None
     latency_s: float | None = None
 
+    def __post_init__(self) -> None:
+        """Raises InvalidRequest for a limit that no request could meet or break."""
+        for name, limit in asdict(self).items():
+            if limit is not None and not (limit > 0 and math.isfinite(limit)):
+                raise InvalidRequest(f"the limit of {name} is {limit}; give seconds above 0")
+
     def met_by(self, r: RequestRecord) -> bool:
-        """Whether all limits hold. A metric that is not defined for an answered request (TPOT of
-        one token) breaks no limit; a failed request breaks all."""
-        if r.error:
+        """Whether all limits hold. TPOT, which an answer of one token does not have, then breaks no
+        limit; an answer without text breaks that of TTFT, a failed request breaks all."""
+        if r.error or (self.ttft_s is not None and not r.chunks_s):
             return False
         limits = ((ttft_s, self.ttft_s), (tpot_s, self.tpot_s), (latency_s, self.latency_s))
         return all(

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.openai_target import OWNER
 from internvl_triton import tensor_contract as contract
 from internvl_triton.fake_transport import PARAMETERS, fake_response
 from internvl_triton.triton_server import find_free_port
@@ -135,7 +136,8 @@ async def _http_server(pace: _Pace, port: int) -> AsyncIterator[None]:
     from aiohttp import web
 
     async def models(request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+        model = {"id": MODEL, "object": "model", "owned_by": OWNER}
+        return web.json_response({"object": "list", "data": [model]})
 
     async def chat(request: web.Request) -> web.StreamResponse:
         asked = await request.json()

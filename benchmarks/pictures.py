@@ -75,3 +75,22 @@ def _picture(width: int, height: int, seed: int) -> Image.Image:
         draw.rectangle((x, y, x + size, y + size), fill=tuple(random.integers(0, 256, 3).tolist()))
     grain = random.integers(-6, 7, (height, width, 1), np.int16)
     return Image.fromarray((np.asarray(image) + grain).clip(0, 255).astype(np.uint8))
+
+
+def media_type(data: bytes) -> str:
+    """Of a picture or clip, by its first bytes."""
+    kinds = {
+        b"\xff\xd8\xff": "image/jpeg",
+        b"\x89PNG": "image/png",
+        b"GIF8": "image/gif",
+        b"BM": "image/bmp",
+        b"\x1a\x45\xdf\xa3": "video/webm",
+    }
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "image/webp"
+    if data[4:8] == b"ftyp":
+        return "video/mp4"
+    return next(
+        (kind for start, kind in kinds.items() if data.startswith(start)),
+        "application/octet-stream",
+    )

@@ -13,7 +13,8 @@ class RequestRecord:
 
     number: place in the workload. due_s: when it should have been sent, if its time was planned
     (open loop). chunks_s: arrivals of chunks that have text. ended_s: the end of the response, or
-    of the attempt. error: "" or its kind; a request with an error has no latency.
+    of the attempt. error: "" or its kind; a request with an error has no latency. warm_up: sent
+    before the load was reached; no metric counts it.
     """
 
     number: int

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.metrics import defined, latency_s, ttft_s
+from benchmarks.metrics import NoMetricValue, defined, latency_s, ttft_s
 from benchmarks.prometheus import Samples
 from benchmarks.records import RequestRecord
 from internvl_triton import tensor_contract as contract
@@ -45,9 +45,9 @@ class StageBreakdown:
         return abs(self.unaccounted_s) <= WITHIN * self.latency_s
 
 
-def stage_breakdown(records: Sequence[RequestRecord], server: Samples) -> StageBreakdown | None:
+def stage_breakdown(records: Sequence[RequestRecord], server: Samples) -> StageBreakdown:
     """records: every request that the server saw between the two readings whose difference is
-    `server`. None if a request failed, or if the server served something else meanwhile."""
+    `server`. Raises NoMetricValue if a request failed or the server served something else, too."""
     answered = [record for record in records if not record.error]
     ran = {
         model.name: server.sum("nv_inference_request_success", model=model.name)
@@ -56,8 +56,13 @@ def stage_breakdown(records: Sequence[RequestRecord], server: Samples) -> StageB
     pre, vision, llm, post = (model.name for model in contract.MODELS)
     ensemble = contract.ENSEMBLE.name
     requests = server.sum("nv_inference_request_success", model=ensemble)
-    if not answered or len(answered) < len(records) or requests != len(records):
-        return None
+    if not answered or len(answered) < len(records):
+        raise NoMetricValue("requests failed")
+    if requests != len(records):
+        raise NoMetricValue(
+            f"the server counted {requests:g} requests instead of {len(records)}: it is another "
+            "one, or serves others too"
+        )
     latency = _mean(defined(latency_s, answered))
     ttft = _mean(defined(ttft_s, answered))
     lasted = server.sum("nv_inference_request_duration_us", model=ensemble) / 1e6 / requests

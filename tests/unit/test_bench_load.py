@@ -1,18 +1,19 @@
-"""The schedule of requests, and what an event stream is read as."""
+"""The schedule of requests: who asks when, and what counts."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import json
-from collections.abc import AsyncIterator
+import time
+from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.load import Load, arrival_times, run_load
 from benchmarks.records import RequestRecord
-from benchmarks.targets import Turn, _read_events, open_target
+from benchmarks.targets import open_target
+from benchmarks.turn import Turn
 from benchmarks.workload import Conversation
 from internvl_triton.errors import InvalidRequest
 
@@ -51,6 +52,9 @@ def test_poisson_arrivals() -> None:
         {"concurrency": 0, "conversations": 1},
         {"rate": float("inf"), "conversations": 1},
         {"rate": 1.0, "duration_s": -1.0},
+        {"rate": 1.0, "conversations": 1, "ramp_s": -5.0},
+        {"concurrency": 1, "conversations": 1, "ramp_s": float("nan")},
+        {"concurrency": 1, "conversations": 1, "warm_up": -1},
     ],
 )
 def test_loads_that_cannot_be_run(fields: dict[str, float]) -> None:
@@ -81,6 +85,52 @@ class Counting:
         return f"answer {len(turn.messages)}"
 
 
+class Slow(Counting):
+    """Answers after 20 ms."""
+
+    async def ask(self, turn: Turn, record: RequestRecord) -> str:
+        record.sent_s = time.perf_counter()
+        await asyncio.sleep(0.02)
+        record.ended_s = time.perf_counter()
+        return await super().ask(turn, record)
+
+
+class OneTurn:
+    def conversation(self, number: int) -> Conversation:
+        return Conversation(("one",), (3,), (), (), 0, 0)
+
+
+def test_users_of_a_ramp_start_one_after_the_other_and_do_not_count_before_its_end() -> None:
+    load = Load(concurrency=4, duration_s=0.9, ramp_s=0.6)
+    records = asyncio.run(run_load(Slow(), OneTurn(), load))
+    began = records[0].sent_s
+    at_once = [sum(r.sent_s <= began + t < r.ended_s for r in records) for t in (0.07, 0.23, 0.53)]
+    assert at_once[0] == 1
+    assert max(at_once) <= 4
+    assert sum(r.sent_s - began < 0.14 for r in records) <= 8  # one user's, of 20 ms each
+    for record in records:
+        after_s = record.sent_s - began
+        if abs(after_s - 0.6) > 0.05:
+            assert record.warm_up == (after_s < 0.6)
+    assert any(not record.warm_up for record in records)
+
+
+@pytest.mark.parametrize("load", [{"concurrency": 2}, {"rate": 50.0, "arrivals": "constant"}])
+def test_a_duration_ends_the_run(load: dict[str, Any]) -> None:
+    records = asyncio.run(run_load(Slow(), OneTurn(), Load(duration_s=0.3, **load)))
+    sent = [record.sent_s - records[0].sent_s for record in records]
+    assert 0.2 < max(sent) < 0.6
+    assert all(record.ended_s for record in records), "what was sent is waited for"
+
+
+def test_only_first_turns_of_an_open_loop_have_a_planned_time() -> None:
+    records = asyncio.run(run_load(Slow(), Fixed(), Load(rate=100, conversations=3)))
+    planned: dict[int, list[bool]] = {}
+    for record in records:
+        planned.setdefault(record.number, []).append(record.due_s is not None)
+    assert planned == {number: [True, False] for number in range(3)}
+
+
 class Fixed:
     def conversation(self, number: int) -> Conversation:
         return Conversation(("one", "two"), (3, 4), (b"jpeg",), (), 1, 1)
@@ -109,55 +159,6 @@ def test_a_second_turn_repeats_the_first_one_and_its_answer() -> None:
         {"role": "user", "content": [{"type": "text", "text": "two"}]},
     ]
     assert first.images == second.images == (b"jpeg",)
-
-
-def read(*pieces: bytes) -> tuple[RequestRecord, str]:
-    async def stream() -> AsyncIterator[bytes]:
-        for piece in pieces:
-            yield piece
-
-    record, text = RequestRecord(0), list[str]()
-    asyncio.run(_read_events(stream(), record, text))
-    return record, "".join(text)
-
-
-def event(**fields: object) -> bytes:
-    return f"data: {json.dumps(fields, ensure_ascii=False)}\n\n".encode()
-
-
-def delta(**fields: object) -> bytes:
-    return event(choices=[{"index": 0, "delta": fields}])
-
-
-USAGE = event(choices=[], usage={"prompt_tokens": 7, "completion_tokens": 3})
-DONE = b"data: [DONE]\n\n"
-
-
-def test_events_are_read_however_the_network_cuts_them() -> None:
-    whole = b"".join(
-        [
-            delta(role="assistant", content=""),
-            b": comment\n\n",
-            delta(content="Ä"),
-            delta(content="b"),
-            USAGE,
-            DONE,
-        ]
-    )
-    for size in (1, 3, 50, len(whole)):
-        pieces = [whole[start : start + size] for start in range(0, len(whole), size)]
-        record, text = read(*pieces)
-        assert text == "Äb"
-        assert len(record.chunks_s) == 2  # a role only is no text
-        assert (record.input_tokens, record.output_tokens, record.error) == (7, 3, "")
-
-
-def test_what_goes_wrong_in_a_stream_has_a_kind() -> None:
-    assert read(delta(content="a"), USAGE)[0].error == "cut off"
-    assert read(delta(content="a"), DONE)[0].error == "no usage"
-    failed, _ = read(delta(content="a"), event(error={"message": "out of memory"}))
-    assert failed.error == "error event"
-    assert "out of memory" in failed.message
 
 
 def test_addresses() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.metrics import NoMetricValue
 from benchmarks.prometheus import parse_samples, read_samples
 from benchmarks.records import RequestRecord
 from benchmarks.stages import stage_breakdown
@@ -50,7 +51,6 @@ RECORDS = [
 
 def test_every_stage_by_hand() -> None:
     breakdown = stage_breakdown(RECORDS, parse_samples(PAGE + ENGINE))
-    assert breakdown is not None
     assert breakdown.latency_s == 1.0
     expected = {
         "network": 0.02,  # 1.0 - 1.96 / 2
@@ -71,14 +71,12 @@ def test_every_stage_by_hand() -> None:
 def test_missing_time_is_noticed() -> None:
     without_vision = PAGE.replace("400000", "200000")
     breakdown = stage_breakdown(RECORDS, parse_samples(without_vision + ENGINE))
-    assert breakdown is not None
     assert breakdown.unaccounted_s == pytest.approx(0.109)
     assert not breakdown.adds_up
 
 
 def test_without_engine_counters_the_client_tells_prefill_and_decode() -> None:
     breakdown = stage_breakdown(RECORDS, parse_samples(PAGE))
-    assert breakdown is not None
     assert breakdown.stages["decode steps"] == pytest.approx(0.4)  # 1.0 - 0.6
     # 0.6 - network 20, decode 10, tiling 30, hand-over 10, queue 16, vision 200, detokenise 3 ms
     assert breakdown.stages["waiting and prefill"] == pytest.approx(0.311)
@@ -88,16 +86,17 @@ def test_a_clock_that_stops_after_the_client_has_everything_is_unaccounted_for()
     longer = PAGE.replace("1960000", "2020000")  # 1.01 s a request, the client's latency is 1.0
     assert longer != PAGE
     breakdown = stage_breakdown(RECORDS, parse_samples(longer + ENGINE))
-    assert breakdown is not None
     assert breakdown.stages["network"] == 0.0
     assert breakdown.unaccounted_s == pytest.approx(0.029)  # 9 ms, and 20 of network that is none
 
 
 def test_no_breakdown_of_other_peoples_requests_or_failures() -> None:
     page = parse_samples(PAGE + ENGINE)
-    assert stage_breakdown(RECORDS[:1], page) is None
+    with pytest.raises(NoMetricValue, match="counted 2 requests instead of 1"):
+        stage_breakdown(RECORDS[:1], page)
     failed = RequestRecord(1, error="RequestFailed")
-    assert stage_breakdown([RECORDS[0], failed], page) is None
+    with pytest.raises(NoMetricValue, match="requests failed"):
+        stage_breakdown([RECORDS[0], failed], page)
 
 
 def test_samples() -> None:

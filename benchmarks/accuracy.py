@@ -8,16 +8,21 @@ Asks the demo's generated questions, or those of a VQA-style file (benchmarks/vq
 Without --server it builds MODEL, serves it on the CPU and stops it. A failed request counts as
 wrong and is listed. exact: the answer is one of the right ones, with Wilson's 95 % interval.
 ANLS: similarity to the closest right answer, with a bootstrap's.
+
+--output is written answer by answer. After a run that was interrupted it holds the answers so far,
+says so in its first line, and can be given to --compare all the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +41,18 @@ from internvl_triton.client import AsyncClient
 from internvl_triton.errors import InvalidRequest, ServerError
 from internvl_triton.program import program
 
-__all__ = ["Result", "ask_all", "comparison_table", "read_results", "score_table", "write_results"]
+__all__ = [
+    "Result",
+    "append_result",
+    "ask_all",
+    "check_output",
+    "comparison_table",
+    "measure",
+    "read_results",
+    "run_label",
+    "score_table",
+    "write_results",
+]
 
 ALL = "all"
 
@@ -63,8 +79,12 @@ async def ask_all(
     concurrency: int,
     max_tokens: int,
     progress: bool = False,
+    on_result: Callable[[Result], None] | None = None,
 ) -> list[Result]:
-    """Ask `concurrency` questions at a time. Results are in the order of the questions."""
+    """Ask `concurrency` questions at a time. Results are in the order of the questions.
+
+    on_result: gets each result when it is there, in any order.
+    """
     from tqdm import tqdm
 
     waiting = enumerate(questions)
@@ -80,6 +100,8 @@ async def ask_all(
                 return
             number, question = taken
             results[number] = await _ask(client, question, max_tokens)
+            if on_result:
+                on_result(results[number])
             bar.update()
 
     with bar:
@@ -91,6 +113,41 @@ async def ask_all(
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
     return [results[number] for number in sorted(results)]
+
+
+async def measure(
+    client: AsyncClient,
+    questions: Iterable[VqaQuestion],
+    run: dict[str, Any],
+    *,
+    output: Path | None,
+    concurrency: int,
+    max_tokens: int,
+    progress: bool = False,
+) -> tuple[dict[str, Any], list[Result]]:
+    """`run` with the served model's name, and the results of `ask_all`; `output` gets them too.
+
+    When this ends early, `output` holds the results so far and a run that is not `finished`.
+    """
+    run = {"model": (await client.limits()).model, **run}
+    if output:
+        write_results(output, {**run, "finished": False}, [])
+    try:
+        results = await ask_all(
+            client,
+            questions,
+            concurrency=concurrency,
+            max_tokens=max_tokens,
+            progress=progress,
+            on_result=functools.partial(append_result, output) if output else None,
+        )
+    except BaseException:
+        if output:
+            print(f"the answers so far are in {output}", file=sys.stderr)
+        raise
+    if output:
+        write_results(output, run, results)
+    return run, results
 
 
 async def _ask(client: AsyncClient, question: VqaQuestion, max_tokens: int) -> Result:
@@ -191,25 +248,77 @@ def comparison_table(ours: Sequence[Result], theirs: Sequence[Result]) -> list[l
     return rows
 
 
+def check_output(path: Path) -> None:
+    """Raises InvalidRequest if `write_results` could not write `path`. Leaves nothing behind."""
+    problem: str | None = None
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.exists() and not path.is_file():
+            problem = "it is there and not a file"
+        elif path.exists():
+            path.open("r+b").close()
+    except OSError as error:
+        problem = error.strerror
+    if problem:
+        raise InvalidRequest(
+            f"--output {path} cannot be written: {problem}; "
+            "name a file in a folder that exists and can be written to"
+        )
+
+
 def write_results(path: Path, run: dict[str, Any], results: Sequence[Result]) -> None:
-    """JSONL: first {"run": what was asked of whom}, then one result a line."""
-    lines = [{"run": run}, *map(asdict, results)]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """JSONL: first {"run": what was asked of whom}, then one result a line.
+
+    Raises InvalidRequest if the file cannot be written; what it held before is left as it was.
+    """
     unfinished = path.with_name(path.name + ".tmp")
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    text = "".join(map(_line, [{"run": run}, *map(asdict, results)]))
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be written: {error.strerror}") from error
+
+
+def append_result(path: Path, result: Result) -> None:
+    """Add one result to a file of `write_results`. Raises InvalidRequest if that fails."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(_line(asdict(result)))
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _line(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"
 
 
 def read_results(path: Path) -> tuple[dict[str, Any], list[Result]]:
-    """What `write_results` wrote. Raises InvalidRequest when the file is something else."""
+    """What `write_results` wrote. Raises InvalidRequest: the file is something else, no answer."""
     try:
-        first, *rest = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        return first["run"], [Result(**{**r, "answers": tuple(r["answers"])}) for r in rest]
+        # Not str.splitlines(): U+2028 and others are written as they are inside of strings.
+        lines = path.read_bytes().decode("utf-8").split("\n")
+        first, *rest = [json.loads(line) for line in lines if line.strip()]
+        run = dict(first["run"])
+        results = [Result(**{**r, "answers": tuple(r["answers"])}) for r in rest]
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise InvalidRequest(f"{path} was not written by --output of this benchmark") from error
+        raise InvalidRequest(
+            f"{path} was not written by --output of this benchmark, or the run was killed while it "
+            "wrote; if the last line is cut off, delete that line"
+        ) from error
+    if not results:
+        raise InvalidRequest(f"{path} holds no answer: its run ended before the first one")
+    return run, results
+
+
+def run_label(run: dict[str, Any], results: Sequence[Result]) -> str:
+    """What a file of results is of, and that its run ended early if it did."""
+    label = f"{run.get('model')} ({run.get('served')})"
+    unfinished = f", which ended early, after {len(results)} answers"
+    return label + unfinished if run.get("finished") is False else label
 
 
 def _percent(share: float) -> str:
@@ -245,20 +354,19 @@ def _print_wrong(results: Sequence[Result], limit: int) -> None:
         print(f"... and {len(wrong) - limit} more wrong answers (--output lists all)")
 
 
-async def _run(grpc_url: str, args: argparse.Namespace) -> tuple[str, list[Result]]:
-    questions = (
-        read_vqa(args.jsonl) if args.jsonl else scene_questions(args.examples, seed=args.seed)
-    )
+async def _measure_service(
+    grpc_url: str, questions: Iterable[VqaQuestion], run: dict[str, Any], args: argparse.Namespace
+) -> tuple[dict[str, Any], list[Result]]:
     async with AsyncClient(grpc_url, timeout_s=args.timeout) as client:
-        served = (await client.limits()).model
-        results = await ask_all(
+        return await measure(
             client,
             questions,
+            run,
+            output=args.output,
             concurrency=args.concurrency,
             max_tokens=args.max_tokens,
             progress=sys.stderr.isatty(),
         )
-    return served, results
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -290,7 +398,17 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 @program()
 def main(argv: list[str] | None = None) -> int:
     args = _arguments(argv)
+    if args.output:
+        check_output(args.output)
     other = read_results(args.compare) if args.compare else None
+    questions = (
+        read_vqa(args.jsonl) if args.jsonl else scene_questions(args.examples, seed=args.seed)
+    )
+    asked = str(args.jsonl) if args.jsonl else f"{args.examples} scenes, seed {args.seed}"
+    built = "a running server" if args.server else f"TP {args.tp_size}"
+    if args.precision and not args.server:
+        built += f", {args.precision}"
+    run = {"served": built, "asked": asked, "max_tokens": args.max_tokens}
     with running_service(
         args.model,
         server=args.server,
@@ -298,20 +416,13 @@ def main(argv: list[str] | None = None) -> int:
         precision=args.precision,
         artifacts_dir=args.artifacts,
     ) as service:
-        served, results = asyncio.run(_run(service.grpc_url, args))
-    asked = str(args.jsonl) if args.jsonl else f"{args.examples} scenes, seed {args.seed}"
-    built = "a running server" if args.server else f"TP {args.tp_size}"
-    if args.precision and not args.server:
-        built += f", {args.precision}"
-    run = {"model": served, "served": built, "asked": asked, "max_tokens": args.max_tokens}
-    if args.output:
-        write_results(args.output, run, results)
+        run, results = asyncio.run(_measure_service(service.grpc_url, questions, run, args))
+    served = run["model"]
     _print_wrong(results, args.show_wrong)
     _print_failures(results)
     _print_table(f"{served} ({built}), {asked}", score_table(results))
     if other:
-        label = f"{other[0].get('model')} ({other[0].get('served')})"
-        title = f"{served} ({built}) and the other, {label}"
+        title = f"{served} ({built}) and the other, {run_label(*other)}"
         _print_table(title, comparison_table(results, other[1]))
     return 0
 

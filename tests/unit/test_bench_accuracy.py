@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+import os
+import re
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +17,12 @@ import pytest
 from benchmarks.accuracy import (
     Result,
     ask_all,
+    check_output,
     comparison_table,
     main,
+    measure,
     read_results,
+    run_label,
     score_table,
     write_results,
 )
@@ -138,12 +145,104 @@ def test_runs_that_cannot_be_compared() -> None:
 
 
 def test_results_survive_the_file(tmp_path: Path) -> None:
-    written = [*results("rwf"), *results("r", kind="ünï")]
-    write_results(tmp_path / "deep" / "a.jsonl", {"model": "demo"}, written)
-    assert read_results(tmp_path / "deep" / "a.jsonl") == ({"model": "demo"}, written)
-    (tmp_path / "b.jsonl").write_text('{"prompt": "Hi"}\n')
-    with pytest.raises(InvalidRequest, match=r"b\.jsonl was not written by --output"):
-        read_results(tmp_path / "b.jsonl")
+    written = [*results("rwf"), *results("r", kind="ünï"), *results("w", kind="two\u2028lines\x85")]
+    write_results(tmp_path / "a.jsonl", {"model": "demo"}, written)
+    assert read_results(tmp_path / "a.jsonl") == ({"model": "demo"}, written)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b'{"prompt": "Hi"}\n', r"out\.jsonl was not written by --output"),
+        (b'{"run": 5}\n', r"out\.jsonl was not written by --output"),
+        (b'{"run": {}}\n\xe9', r"out\.jsonl was not written by --output"),
+        (b'{"run": {}}\n{"id": "1", "ki', "if the last line is cut off, delete that line"),
+        (b'{"run": {}}\n', "holds no answer"),
+    ],
+)
+def test_what_is_no_file_of_results(text: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl").write_bytes(text)
+    with pytest.raises(InvalidRequest, match=message):
+        read_results(tmp_path / "out.jsonl")
+
+
+# --- what is written while questions are asked ----------------------------------------------------
+
+
+async def measured(transport: Echo, questions: Iterator[VqaQuestion], output: Path) -> None:
+    async with AsyncClient(transport=transport) as client:
+        await measure(client, questions, {}, output=output, concurrency=1, max_tokens=9)
+
+
+def test_a_finished_run_is_in_the_order_of_the_questions(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    asyncio.run(measured(Echo(expected=1), map(question, range(5), "abcde", "abxde"), output))
+    run, written = read_results(output)
+    assert run == {"model": "fake"}
+    assert [result.id for result in written] == list("01234")
+    assert [result.exact for result in written] == [True, True, False, True, True]
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_answers_survive_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def failing() -> Iterator[VqaQuestion]:
+        yield question(0, "star", "star")
+        yield question(1, "moon", "sun")
+        raise InvalidRequest("a.png has gone")
+
+    output = tmp_path / "out.jsonl"
+    with pytest.raises(InvalidRequest, match="has gone"):
+        asyncio.run(measured(Echo(expected=1), failing(), output))
+    run, written = read_results(output)
+    assert run == {"model": "fake", "finished": False}
+    assert [(result.given, result.exact) for result in written] == [("star", True), ("moon", False)]
+    assert f"the answers so far are in {output}" in capsys.readouterr().err
+    assert comparison_table(written, written)[1][1] == "2"
+    assert run_label(run, written) == "fake (None), which ended early, after 2 answers"
+    assert run_label({"model": "fake", "served": "TP 1"}, written) == "fake (TP 1)"
+
+
+def test_answers_survive_an_interrupt(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+
+    def written() -> list[str]:
+        return output.read_text().splitlines()[1:] if output.exists() else []
+
+    def interrupted() -> Iterator[VqaQuestion]:
+        yield question(0, "star", "star")
+        yield question(1, "moon", "moon")
+        assert len(written()) == 2  # both are there before the run ends
+        signal.raise_signal(signal.SIGINT)
+        yield question(2, "sun", "sun")
+        time.sleep(0.1)
+        yield question(3, "sun", "sun")
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(measured(Echo(expected=1), interrupted(), output))
+    run, found = read_results(output)
+    assert run["finished"] is False
+    assert [result.given for result in found][:2] == ["star", "moon"]
+    assert len(found) < 4
+
+
+def test_output_is_checked_before_anything_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nobody = ["--server", "127.0.0.1:9", "--output"]
+    assert main([*nobody, str(tmp_path / "deep" / "a.jsonl")]) == 1
+    message = r"a.jsonl cannot be written: No such file or directory; name a file in a folder"
+    assert message in capsys.readouterr().err
+    with pytest.raises(InvalidRequest, match="it is there and not a file"):
+        check_output(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InvalidRequest, match="cannot be written: Not a directory"):
+        check_output(tmp_path / "file" / "a.jsonl")
+    check_output(tmp_path / "file")
+    check_output(tmp_path / "new.jsonl")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "mine")]
+    assert main([*nobody, str(tmp_path / "file")]) == 1  # nobody answers: what was there stays
+    assert "cannot be reached" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_scene_questions_repeat_and_know_their_answers() -> None:
@@ -168,10 +267,103 @@ def test_vqa_file(tmp_path: Path) -> None:
     file = tmp_path / "vqa.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)) + "\n")
     first, second, third = read_vqa(file)
+    assert first.text == "What?"
     assert (first.id, first.answers, first.request.images) == ("34602", ("x", "y"), [b"png"])
     assert (second.id, second.kind, second.text, second.answers) == ("7", "people", "Who?", ("z",))
     assert first.group == second.group != third.group
     assert (third.id, third.kind) == ("3", "all questions")
+
+
+def vqa_file(folder: Path, *lines: dict[str, Any]) -> Path:
+    (folder / "a.png").write_bytes(b"png")
+    (folder / "vqa.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder / "vqa.jsonl"
+
+
+def test_lines_of_vqav2_textvqa_and_docvqa(tmp_path: Path) -> None:
+    vqav2 = {
+        "question_id": 262148000, "image_id": 262148, "question": "Is it?", "image": "a.png",
+        "question_type": "is it", "answer_type": "yes/no", "multiple_choice_answer": "yes",
+        "answers": [
+            {"answer": "yes", "answer_confidence": "maybe", "answer_id": 1},
+            {"answer": "no", "answer_confidence": "no", "answer_id": 2},
+        ],
+    }  # fmt: skip
+    textvqa = {
+        "question": "Who?", "image_id": "003a8ae2ef43b901", "image_classes": ["Camera"],
+        "flickr_original_url": "https://a", "flickr_300k_url": "https://b", "image_width": 9,
+        "image_height": 8, "answers": ["nous", "dakota"], "question_tokens": ["who"],
+        "question_id": 34602, "set_name": "val", "image": "a.png", "id": 5,
+    }  # fmt: skip
+    docvqa = {
+        "questionId": 49153, "question": "What?", "question_types": ["form"], "image": "a.png",
+        "docId": 14465, "ucsf_document_id": "pybv0228", "ucsf_document_page_no": "81",
+        "answers": ["0.28"], "data_split": "val",
+    }  # fmt: skip
+    first, second, third = read_vqa(vqa_file(tmp_path, vqav2, textvqa, docvqa))
+    assert (first.id, first.text, first.answers) == ("262148000", "Is it?", ("yes", "no"))
+    assert (second.id, second.answers) == ("34602", ("nous", "dakota"))
+    assert (third.id, third.answers, third.request.images) == ("49153", ("0.28",), [b"png"])
+
+
+_NAME = "the name of a file or a list of names"
+_ANSWER = "a text, or a list of texts or of objects with a text as `answer`"
+_MESSAGES = "a list of objects with role and content"
+_SAMPLING = 'an object such as {"max_tokens": 64}'
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("image", 5, _NAME),
+        ("images", None, _NAME),
+        ("images", ["a.png", 5], _NAME),
+        ("videos", {"a": 1}, _NAME),
+        ("question", 3, "a text"),
+        ("prompt", None, "a text"),
+        ("messages", 3, _MESSAGES),
+        ("messages", "Hi", _MESSAGES),
+        ("messages", ["Hi"], _MESSAGES),
+        ("sampling_parameters", [1], _SAMPLING),
+        ("sampling_parameters", None, _SAMPLING),
+        ("answer", [], _ANSWER),
+        ("answer", None, _ANSWER),
+        ("answers", [1], _ANSWER),
+        ("answers", ["yes", {"answer": 1}], _ANSWER),
+        ("answers", {"text": "yes"}, _ANSWER),
+    ],
+)
+def test_values_of_a_wrong_type(key: str, value: object, allowed: str, tmp_path: Path) -> None:
+    line = {key: value}
+    if key not in ("question", "prompt", "messages"):
+        line["question"] = "What?"
+    if not key.startswith("answer"):
+        line["answer"] = "x"
+    message = f"vqa.jsonl, line 2: {key} is {json.dumps(value)}; it must be {allowed}"
+    with pytest.raises(InvalidRequest, match=re.escape(message)):
+        read_vqa(vqa_file(tmp_path, {"question": "Who?", "answer": "I"}, line))
+
+
+def test_long_values_are_shortened_in_messages(tmp_path: Path) -> None:
+    file = vqa_file(tmp_path, {"question": ["x" * 100], "answer": "x"})
+    with pytest.raises(InvalidRequest, match=r'question is \["x{75}\.\.\.; it must be a text'):
+        read_vqa(file)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        ({"images": 1}, "has an unknown key 'images'"),
+        ({"timeout_s": 1}, "has an unknown key 'timeout_s'"),
+        ({"max_tokens": "5"}, r'\.max_tokens is "5"; it must be an integer from 1'),
+    ],
+)
+def test_sampling_of_a_line_is_checked(
+    sampling: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    line = {"question": "x", "answer": "y", "sampling_parameters": sampling}
+    with pytest.raises(InvalidRequest, match=f"line 1: sampling_parameters ?{message}"):
+        read_vqa(vqa_file(tmp_path, line))
 
 
 @pytest.mark.parametrize(
@@ -179,24 +371,74 @@ def test_vqa_file(tmp_path: Path) -> None:
     [
         ('"What?"', "line 1 holds a str; give one object a line"),
         ('{"question": "x"}', "line 1 needs `answer`: a text, or a list of texts"),
-        ('{"question": "x", "answer": []}', "line 1 needs `answer`"),
-        ('{"question": "x", "answer": [1]}', "line 1 needs `answer`"),
-        ('{"question": "x", "prompt": "x", "answer": "y"}', "one thing by two names"),
-        ('{"question": "x", "answer": "y", "split": "val"}', r"line 1 has \['prompt', 'split'\]"),
-        ('{"question": "x", "image": "no.png", "answer": "y"}', r"no\.png, which cannot be read"),
+        ('{"answer": "x"}', "line 1 must have exactly one of question and messages"),
+        ('{"question": "x", "prompt": "x", "answer": "y"}', "two names: question and prompt;"),
+        ('{"question": "x", "answer": "y", "anser": "z"}', r"line 1 has \['anser'\]; allowed: ans"),
+        ('{"question": "x", "answer": "y", "image_id": 1}', "by image_id only; give its file"),
+        (r'{"question": "\ud800", "answer": "y"}', "line 1 is not valid JSON .*surrogates"),
+        ("[" * 100_000, "line 1 is not valid JSON"),
     ],
 )
 def test_what_is_no_vqa_file(line: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "vqa.jsonl").write_text(line)
     with pytest.raises(InvalidRequest, match=message):
-        list(read_vqa(tmp_path / "vqa.jsonl"))
+        read_vqa(tmp_path / "vqa.jsonl")
+
+
+def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
+    lines = '{"question": "x", "answer": "y"}\n{"question": "é", "answer": "y"}\n'
+    (tmp_path / "vqa.jsonl").write_bytes(lines.encode("latin-1"))
+    with pytest.raises(
+        InvalidRequest, match=r"vqa\.jsonl, line 2 is not UTF-8 \(byte 0xe9\); save"
+    ):
+        read_vqa(tmp_path / "vqa.jsonl")
+
+
+def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
+    texts = ["a\u2028b", "a\u2029b", "a\x85b", "plain"]
+    lines = [json.dumps({"question": t, "answer": t}, ensure_ascii=False) for t in texts]
+    lines[-1] = lines[-1].replace(", ", ",\r")
+    (tmp_path / "vqa.jsonl").write_bytes("\r\n".join([*lines, "", ""]).encode())
+    assert [asked.text for asked in read_vqa(tmp_path / "vqa.jsonl")] == texts
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("no.png", "No such file or directory"),
+        ("folder", "it is not a file"),
+        ("pipe", "it is not a file"),
+        ("a.png/b.png", "Not a directory"),
+        ("a\0b", "embedded null byte"),
+    ],
+)
+@pytest.mark.parametrize("key", ["image", "videos"])
+def test_files_are_checked_before_anything_is_asked(
+    key: str, name: str, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    good = {"question": "x", "image": "a.png", "answer": "y"}
+    file = vqa_file(tmp_path, good, {"question": "x", key: name, "answer": "y"})
+    assert main(["--server", "127.0.0.1:9", "--jsonl", str(file)]) == 1
+    error = capsys.readouterr().err
+    assert f"vqa.jsonl, line 2 names {name}, which cannot be read: {problem} " in error
+    assert f"({tmp_path / name}); put the file there or correct the line" in error
+
+
+def test_a_picture_is_read_when_its_turn_comes(tmp_path: Path) -> None:
+    line = {"question": "x", "image": "a.png", "answer": "y"}
+    asked = read_vqa(vqa_file(tmp_path, line, line))
+    assert next(asked).request.images == [b"png"]
+    (tmp_path / "a.png").write_bytes(b"another")
+    assert next(asked).request.images == [b"another"]
 
 
 def test_vqa_ids_are_unique(tmp_path: Path) -> None:
     line = '{"question": "x", "answer": "y", "id": 1}\n'
     (tmp_path / "vqa.jsonl").write_text(2 * line)
     with pytest.raises(InvalidRequest, match="line 2 has the id '1' of an earlier line"):
-        list(read_vqa(tmp_path / "vqa.jsonl"))
+        read_vqa(tmp_path / "vqa.jsonl")
 
 
 def test_command_line_errors(capsys: pytest.CaptureFixture[str]) -> None:

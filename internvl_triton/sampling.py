@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -201,7 +200,6 @@ class SamplingParams:
         ok = (
             isinstance(value, int | float)
             and not isinstance(value, bool)
-            and math.isfinite(value)
             and (value > low if exclusive_low else value >= low)
             and value <= high
         )

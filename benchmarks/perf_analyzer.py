@@ -4,11 +4,12 @@
 
 Writes the requests of a workload as perf_analyzer's input file, runs it with gRPC streaming, reads
 the times of every response from its export, computes our metrics from them (benchmarks/metrics.py),
-and then measures the same requests with our own load generator.
+and then measures requests of the same kind with our own load generator: with other pictures, which
+the server has not seen.
 
-perf_analyzer is on PyPI (`pip install perf-analyzer`; since 2.60 it needs glibc 2.38, and on an
-older one pip installs an empty package), and in NVIDIA's Triton SDK container. --program names it;
-a command of several words is split, so it can be run through another system's dynamic loader.
+Without --program it installs the perf_analyzer that the PyPI package `tritonclient` 2.51 carries,
+the last one for a glibc before 2.38, with the two libraries that it wants (25 MB in artifacts/).
+--program names another one, such as that of NVIDIA's Triton SDK container.
 
 It counts the first response, ours the first one with text; it has no retries and no warm-up of its
 own, so its first --concurrency responses are left out as our warm-up is.
@@ -37,13 +38,16 @@ from benchmarks.records import RequestRecord
 from benchmarks.summary import summarise
 from benchmarks.targets import open_target
 from benchmarks.workload import Case, GeneratedWorkload, Workload
+from build import PackageUnavailable, unpack_package
 from internvl_triton import tensor_contract as contract
 from internvl_triton.errors import BuildFailed, InvalidRequest
 from internvl_triton.program import program
 
-__all__ = ["command_line", "input_data", "read_export"]
+__all__ = ["command_line", "ensure_perf_analyzer", "input_data", "read_export"]
 
-PROGRAM = "perf_analyzer"
+FOLDER = Path("artifacts") / "perf-analyzer"
+_PACKAGES = ("tritonclient==2.51.0", "nvidia-cuda-runtime-cu12==12.6.77")
+_LIBRARY = "libb64-0d"  # Debian's and Ubuntu's package
 _SHOWN = (
     "requests_per_s",
     "output_tokens_per_s",
@@ -55,6 +59,28 @@ _SHOWN = (
     "latency_p50_ms",
     "latency_p99_ms",
 )
+
+
+def ensure_perf_analyzer(folder: Path) -> str:
+    """The program in `folder`, as words of a command line; installed if it is not there.
+
+    Raises BuildFailed when a package cannot be had.
+    """
+    program = folder / "bin" / "perf_analyzer"
+    if not program.exists():
+        print(f"installing perf_analyzer into {folder} (25 MB) ...", flush=True)
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+        with tempfile.TemporaryDirectory(prefix="perf-analyzer-") as unfinished:
+            if subprocess.run([*pip, "--target", unfinished, *_PACKAGES]).returncode:
+                raise BuildFailed(f"{' '.join(_PACKAGES)} could not be installed: see above")
+            try:
+                unpack_package(_LIBRARY, Path(unfinished))
+            except PackageUnavailable as error:
+                raise BuildFailed(f"{error}; --program names a perf_analyzer that runs") from error
+            shutil.copytree(unfinished, folder, dirs_exist_ok=True)
+    libraries = [folder / "nvidia/cuda_runtime/lib", *(folder / "usr/lib").glob("*-linux-gnu")]
+    path = ":".join(str(library.resolve()) for library in libraries)
+    return shlex.join(["env", f"LD_LIBRARY_PATH={path}", str(program)])
 
 
 def input_data(workload: Workload, count: int) -> dict[str, Any]:
@@ -114,23 +140,32 @@ def read_export(export: dict[str, Any], *, output_tokens: int) -> list[RequestRe
     """Records of a --profile-export-file, in the order of sending. Raises InvalidRequest.
 
     Times there are nanoseconds of one clock. Tokens are not in it: `output_tokens` of each answer.
+    A request without a response has failed.
     """
     try:
         (experiment,) = export["experiments"]
         requests = sorted(experiment["requests"], key=lambda request: request["timestamp"])
         return [
-            RequestRecord(
-                number,
-                sent_s=request["timestamp"] / 1e9,
-                chunks_s=[stamp / 1e9 for stamp in request["response_timestamps"]],
-                ended_s=max(request["response_timestamps"]) / 1e9,
-                output_tokens=output_tokens,
-            )
+            _record(number, request["timestamp"], request["response_timestamps"], output_tokens)
             for number, request in enumerate(requests)
-            if request["response_timestamps"]
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidRequest(f"this is no export of one perf_analyzer run: {error!r}") from error
+
+
+def _record(
+    number: int, sent_ns: int, responses_ns: Sequence[int], output_tokens: int
+) -> RequestRecord:
+    if not responses_ns:
+        sent_s = sent_ns / 1e9
+        return RequestRecord(number, sent_s=sent_s, ended_s=sent_s, error="no response")
+    return RequestRecord(
+        number,
+        sent_s=sent_ns / 1e9,
+        chunks_s=[stamp / 1e9 for stamp in responses_ns],
+        ended_s=max(responses_ns) / 1e9,
+        output_tokens=output_tokens,
+    )
 
 
 def run_perf_analyzer(
@@ -138,9 +173,7 @@ def run_perf_analyzer(
 ) -> list[RequestRecord]:
     """Raises BuildFailed with its last lines when it fails, or is not there."""
     if shutil.which(shlex.split(program)[0]) is None:
-        raise BuildFailed(
-            f"{program!r} is not on PATH; see the beginning of benchmarks/perf_analyzer.py"
-        )
+        raise BuildFailed(f"{program!r} is not on PATH; without --program it is installed")
     with tempfile.TemporaryDirectory(prefix="perf-analyzer-") as folder:
         data, export = Path(folder) / "input.json", Path(folder) / "export.json"
         data.write_text(json.dumps(input_data(workload, requests)), encoding="utf-8")
@@ -170,6 +203,7 @@ def side_by_side(theirs: Sequence[RequestRecord], ours: Sequence[RequestRecord])
     """Header, then a row per metric."""
     one, other = summarise(theirs, SLO()), summarise(ours, SLO())
     rows = [["", "perf_analyzer", "ours", "ours / theirs"]]
+    rows.append(["failed", f"{one['failed']:g}", f"{other['failed']:g}", ""])
     for name in _SHOWN:
         first, second = one[name], other[name]
         if first and second:
@@ -184,7 +218,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m benchmarks.perf_analyzer", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--server", default="127.0.0.1:8001", help="gRPC (%(default)s)")
-    parser.add_argument("--program", default=PROGRAM, help="(%(default)s)")
+    parser.add_argument("--program", help=f"(one that is installed into {FOLDER})")
     parser.add_argument("--mix", nargs="+", default=["448x448"], metavar="CASE", help="(448x448)")
     parser.add_argument("--requests", type=int, default=40, help="(%(default)s)")
     parser.add_argument("--concurrency", type=int, default=4, help="(%(default)s)")
@@ -203,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"wrote {args.write_input}")
         return 0
     theirs = run_perf_analyzer(
-        args.program,
+        args.program or ensure_perf_analyzer(FOLDER),
         args.server,
         workload(args.seed),
         requests=args.requests + args.concurrency,

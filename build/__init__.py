@@ -3,7 +3,8 @@ repository's configs say: `deployment_of`, of a checkpoint's `default_precision`
 
 For comparisons: `Port`, a checkpoint in transformers, and `reference_tiles` (numpy) and
 `reference_pictures` (PIL) of the model card.
-For benchmarks of engines: `measured_build`, and `floors_of` what it runs on."""
+For benchmarks of engines: `measured_build`, and `floors_of` what it runs on.
+`unpack_package` takes files out of a Debian or Ubuntu package (or `PackageUnavailable`)."""
 
 from importlib import import_module
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 _MODULE_OF = {
     "Floors": "build.planner.floors",
     "MeasuredBuild": "build.measured",
+    "PackageUnavailable": "build.debian_package",
     "Port": "build.parity.port",
     "artifact_name": "build.model_source",
     "build_engines": "build.engines",
@@ -25,6 +27,7 @@ _MODULE_OF = {
     "resolve_checkpoint": "build.model_source",
     "run_logged": "build.logged_program",
     "spec_of": "build.plan",
+    "unpack_package": "build.debian_package",
 }
 __all__ = list(_MODULE_OF)
 

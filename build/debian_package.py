@@ -10,7 +10,7 @@ class PackageUnavailable(Exception):
     """The package could not be fetched. The message is one sentence without a remedy."""
 
 
-def unpack(package: str, into: Path) -> None:
+def unpack_package(package: str, into: Path) -> None:
     """Fetch `package` from the machine's own package sources and unpack it into the folder `into`.
 
     Raises:

@@ -23,7 +23,7 @@ def fetch() -> Path:
         debian_package.PackageUnavailable: the package sources do not have it.
     """
     with tempfile.TemporaryDirectory(prefix="libpython-") as unpacked:
-        debian_package.unpack(PACKAGE, Path(unpacked))
+        debian_package.unpack_package(PACKAGE, Path(unpacked))
         library = next(Path(unpacked).rglob(LIBPYTHON), None)
         if library is None:
             raise debian_package.PackageUnavailable(f"the package {PACKAGE} has no {LIBPYTHON}")

@@ -46,7 +46,7 @@ def create(folder: Path) -> None:
 def install_pip(environment: Path) -> None:
     """Install pip into `environment` from Debian's package of its wheel."""
     with tempfile.TemporaryDirectory(prefix="pip-") as unpacked:
-        debian_package.unpack("python3-pip-whl", Path(unpacked))
+        debian_package.unpack_package("python3-pip-whl", Path(unpacked))
         wheel = next(Path(unpacked).rglob("pip-*.whl"))
         subprocess.run(  # a wheel is a zip file that Python can import from
             [environment / "bin/python", "-m", "pip", "install", "--quiet", "--no-index", wheel],

@@ -62,8 +62,10 @@ def test_export_becomes_records() -> None:
         {"timestamp": 1_000_000_000, "response_timestamps": [1_200_000_000]},
         {"timestamp": 3_000_000_000, "response_timestamps": []},
     ]
-    first, second = read_export({"experiments": [{"requests": requests}]}, output_tokens=2)
+    export = {"experiments": [{"requests": requests}]}
+    first, second, third = read_export(export, output_tokens=2)
     assert (first.number, second.number) == (0, 1)
+    assert third.error == "no response"
     assert defined(ttft_s, [first, second]) == pytest.approx([0.2, 0.5])
     assert defined(latency_s, [first, second]) == pytest.approx([0.2, 0.6])
     assert gaps_s([first, second]) == pytest.approx([0.1])

@@ -103,9 +103,7 @@ async def _with_target(
         await opened.close()
 
 
-def measure(
-    target: str, metrics_url: str | None, args: argparse.Namespace
-) -> tuple[LoadRun, Path]:
+def measure(target: str, metrics_url: str | None, args: argparse.Namespace) -> tuple[LoadRun, Path]:
     """Every load, one after the other, and the report's page, which is written anew after each.
 
     Raises InternVLTritonError.
@@ -128,6 +126,10 @@ def measure(
             "workload": _workload_name(args),
             "answer": f"{args.output_tokens} tokens"
             + (", may stop earlier" if args.let_stop else ", never fewer"),
+            "distinct pictures": str(args.distinct or "all"),
+            "max_tiles": str(args.max_tiles or "the server's"),
+            "extra body": json.dumps(args.extra_body or {}),
+            "ramp": f"{args.ramp:g} s",
             "SLO": _slo_name(_slo(args)),
             "seed": str(args.seed),
         },

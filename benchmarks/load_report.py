@@ -14,7 +14,7 @@ from benchmarks.load_run import LoadPoint, LoadRun
 from benchmarks.markdown import markdown_table
 from benchmarks.metrics import defined, gaps_s, ttft_s
 
-__all__ = ["csv_text", "html_text", "markdown_text", "write_report"]
+__all__ = ["csv_text", "html_text", "markdown_text", "run_warnings", "write_report"]
 
 Rows = list[list[str]]
 
@@ -71,14 +71,14 @@ def markdown_text(run: LoadRun) -> str:
     parts = [f"# {run.title}"]
     for title, rows in _tables(run):
         parts.append(f"## {title}\n\n{markdown_table(rows)}")
-    parts += [f"**{_warning(text)}**" for text in _warnings(run)]
+    parts += [f"**{_warning(text)}**" for text in run_warnings(run)]
     facts = [f"- {name}: {text}" for name, text in {**run.settings, **run.environment}.items()]
     return "\n\n".join([*parts, "\n".join(facts)]) + "\n"
 
 
 def html_text(run: LoadRun) -> str:
     parts = [f"<h1>{html.escape(run.title)}</h1>"]
-    parts += [f'<p class="bad">{html.escape(_warning(text))}</p>' for text in _warnings(run)]
+    parts += [f'<p class="bad">{html.escape(_warning(text))}</p>' for text in run_warnings(run)]
     parts += _plots(run)
     for title, rows in _tables(run):
         parts.append(f"<h2>{html.escape(title)}</h2>{_html_table(rows)}")
@@ -194,7 +194,7 @@ def _plots(run: LoadRun) -> list[str]:
     return figures
 
 
-def _warnings(run: LoadRun) -> list[str]:
+def run_warnings(run: LoadRun) -> list[str]:
     """What makes the numbers doubtful."""
     found = [f"{DISTURBED} {run.environment[DISTURBED]}"] if DISTURBED in run.environment else []
     for point in run.points:

@@ -1,4 +1,4 @@
-"""Reports of made-up runs, and the comparison's arithmetic."""
+"""Reports of made-up runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.bench_compare import compare, differences, main, ratio
 from benchmarks.gpu_use import GpuUse, mean_of_samples
 from benchmarks.load_report import csv_text, html_text, markdown_text, write_report
 from benchmarks.load_run import LoadPoint, LoadRun
@@ -118,49 +117,6 @@ def test_a_run_without_any_answer_still_gives_a_report() -> None:
     broken = run(failed=42)
     broken.points = broken.points[1:]
     assert "40 of 40 requests failed" in html_text(broken)
-
-
-def test_ratio_and_its_interval() -> None:
-    random = np.random.default_rng(0)
-    a, b = random.normal(100, 10, 200), random.normal(120, 10, 200)
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        return values.mean(axis=-1)
-
-    quotient, low, high = ratio(a.tolist(), b.tolist(), mean)
-    assert quotient == b.mean() / a.mean()
-    # Delta method: the ratio's standard error from those of the two means.
-    error = quotient * np.hypot(a.std() / a.mean(), b.std() / b.mean()) / np.sqrt(200)
-    assert low == pytest.approx(quotient - 1.96 * error, abs=0.004)
-    assert high == pytest.approx(quotient + 1.96 * error, abs=0.004)
-
-
-def test_comparison_by_load() -> None:
-    (name, rows), (_, _) = compare(run(0.2), run(0.3))
-    assert name == "concurrency 1"
-    table = {row[0]: row for row in rows}
-    assert float(table["TTFT p50, ms"][3]) == pytest.approx(1.5, rel=0.02)
-    assert table["TTFT p50, ms"][5] == "A better"
-    assert table["TPOT mean, ms"][5] == "no difference seen"
-    assert table["output of one request, mean, tokens/s"][5] == "A better"
-    assert differences(run(), run(commit="def")) == [["", "A", "B"], ["commit", "abc", "def"]]
-    other = run()
-    other.points = [point("2/s poisson", records(10, ttft_s=0.2, seed=1))]
-    with pytest.raises(InvalidRequest, match="no load in common"):
-        compare(run(), other)
-
-
-def test_the_program_compares_two_folders(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(0.2).write(tmp_path / "a")
-    run(0.3, commit="def").write(tmp_path / "b")
-    assert main(["--a", str(tmp_path / "a"), "--b", str(tmp_path / "b")]) == 0
-    printed = capsys.readouterr().out
-    for expected in ("concurrency 8", "B / A", "def", "A better"):
-        assert expected in printed
-    assert main(["--a", str(tmp_path / "none"), "--b", str(tmp_path / "b")]) == 1
-    assert "cannot be read" in capsys.readouterr().err
 
 
 def test_gpu_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

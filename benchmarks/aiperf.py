@@ -109,7 +109,7 @@ def command_line(
     """What is run; every answer has exactly `tokens` tokens."""
     options = {
         "--model": model,
-        "--url": url.removesuffix("/v1"),
+        "--url": url.rstrip("/").removesuffix("/v1"),
         "--endpoint-type": "chat",
         "--tokenizer": tokenizer,
         "--input-file": str(data),
@@ -190,9 +190,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     args = parser.parse_args(argv)
 
-    def workload(seed: int) -> GeneratedWorkload:  # pictures that the other has not shown
+    def workload(part: int) -> GeneratedWorkload:  # pictures that the other has not shown
         length = Lengths(str(args.output_tokens))
-        return GeneratedWorkload(tuple(map(Case.parse, args.mix)), seed=seed, output_tokens=length)
+        mix, seed = tuple(map(Case.parse, args.mix)), (args.seed, part)
+        return GeneratedWorkload(mix, seed=seed, output_tokens=length)
 
     tokenizer = args.tokenizer or Artifacts(Path("artifacts") / Path(args.model).name).tokenizer_dir
     if not tokenizer.is_dir():
@@ -203,7 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     program = ensure_aiperf(args.environment)
     with tempfile.TemporaryDirectory(prefix="aiperf-") as folder:
         data, output = Path(folder) / "input.jsonl", Path(folder) / "output"
-        lines = input_lines(workload(args.seed), args.requests + args.concurrency)
+        lines = input_lines(workload(0), args.requests + args.concurrency)
         data.write_text("\n".join([*lines, ""]), encoding="utf-8")
         command = command_line(
             program,
@@ -219,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         theirs = run_aiperf(command, output)
     load = Load(concurrency=args.concurrency, conversations=args.requests, warm_up=args.concurrency)
-    ours = asyncio.run(_run_ours(args.url, workload(args.seed + 1), load))
+    ours = asyncio.run(_run_ours(args.url, workload(1), load))
     shown = f"{' + '.join(args.mix)}, {args.output_tokens} tokens, {args.concurrency} at a time"
     print(f"{shown}\n\n{markdown_table(side_by_side(theirs, ours))}")
     return 0

@@ -52,7 +52,7 @@ T = TypeVar("T")
 
 def _workload(args: argparse.Namespace, point: int) -> GeneratedWorkload | FileWorkload:
     """Of the `point`-th load: pictures that no earlier load has shown to the server."""
-    seed, output = args.seed + 1000 * (point + 1), Lengths(args.output_tokens)
+    seed, output = (args.seed, point + 1), Lengths(args.output_tokens)
     if args.images:
         return FileWorkload.of_directory(args.images, seed=seed, output_tokens=output)
     if args.jsonl:
@@ -264,7 +264,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     work.add_argument("--prompt-words", default="16", help="16, 8-32, normal:16:4 (%(default)s)")
     work.add_argument("--output-tokens", default="32", help="same forms (%(default)s)")
     work.add_argument("--let-stop", action="store_true", help="answers may be shorter than that")
-    work.add_argument("--distinct", type=int, default=0, help="different pictures (0: all)")
+    work.add_argument("--distinct", type=int, default=0, help="different media (0: all)")
     work.add_argument("--max-tiles", type=int, help="sent with every request (our ensemble only)")
     work.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     report = parser.add_argument_group("report")

@@ -97,7 +97,7 @@ def measure(grpc_url: str, args: argparse.Namespace) -> GridRun:
     points: list[GridPoint] = []
     for num_tiles, case in cases.items():
         for batch in args.batch:
-            seed = args.seed + 1000 * (len(points) + 1)  # pictures that were not shown before
+            seed = (args.seed, len(points) + 1)  # pictures that were not shown before
             workload = GeneratedWorkload(
                 (case,),
                 seed=seed,

@@ -117,7 +117,7 @@ class _Run:
         async def user(place: int) -> None:
             await asyncio.sleep(self._load.ramp_s * place / users)
             while (number := self._next_number()) is not None:
-                conversation = self._workload.conversation(number)
+                conversation = await self._drawn(number)
                 await self._talk(number, conversation, due_s=None)
 
         await _gather([user(place) for place in range(users)])
@@ -130,7 +130,7 @@ class _Run:
                 over = self._load.duration_s is not None and arrival > self._load.duration_s
                 if over or (number := self._next_number()) is None:
                     break
-                conversation = self._workload.conversation(number)  # drawn ahead of its time
+                conversation = await self._drawn(number)  # ahead of its time
                 await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
                 talk = asyncio.create_task(self._talk(number, conversation, due_s=due_s))
                 talks.add(talk)
@@ -138,6 +138,10 @@ class _Run:
         finally:
             for talk in talks:
                 talk.cancel()
+
+    async def _drawn(self, number: int) -> Conversation:
+        """Beside the event loop, which notes the times of the other requests meanwhile."""
+        return await asyncio.to_thread(self._workload.conversation, number)
 
     def _next_number(self) -> int | None:
         """The next conversation's, or None when the run is over."""

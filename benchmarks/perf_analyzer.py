@@ -227,19 +227,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--write-input", type=Path, help="only write perf_analyzer's input file")
     args = parser.parse_args(argv)
 
-    def workload(seed: int) -> GeneratedWorkload:  # pictures that the other has not shown
+    def workload(part: int) -> GeneratedWorkload:  # pictures that the other has not shown
         length = Lengths(str(args.output_tokens))
-        return GeneratedWorkload(tuple(map(Case.parse, args.mix)), seed=seed, output_tokens=length)
+        mix, seed = tuple(map(Case.parse, args.mix)), (args.seed, part)
+        return GeneratedWorkload(mix, seed=seed, output_tokens=length)
 
     if args.write_input:
-        text = json.dumps(input_data(workload(args.seed), args.requests))
+        text = json.dumps(input_data(workload(0), args.requests))
         args.write_input.write_text(text, encoding="utf-8")
         print(f"wrote {args.write_input}")
         return 0
     theirs = run_perf_analyzer(
         args.program or ensure_perf_analyzer(FOLDER),
         args.server,
-        workload(args.seed),
+        workload(0),
         requests=args.requests + args.concurrency,
         concurrency=args.concurrency,
         tokens=args.output_tokens,
@@ -247,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
     for record in theirs[: args.concurrency]:
         record.warm_up = True
     load = Load(concurrency=args.concurrency, conversations=args.requests, warm_up=args.concurrency)
-    ours = asyncio.run(_run_ours(args.server, workload(args.seed + 1), load))
+    ours = asyncio.run(_run_ours(args.server, workload(1), load))
     shown = f"{' + '.join(args.mix)}, {args.output_tokens} tokens, {args.concurrency} at a time"
     print(f"{shown}\n\n{markdown_table(side_by_side(theirs, ours))}")
     return 0

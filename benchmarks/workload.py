@@ -9,8 +9,9 @@ A mix is a list of cases, each with a weight:
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Sequence
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,13 +20,18 @@ import numpy as np
 
 from benchmarks.lengths import Lengths
 from benchmarks.pictures import clip, tiled_size, unique_jpeg
-from benchmarks.questions import Question, read_questions
+from benchmarks.questions import parse_question, read_lines
 from internvl_triton.errors import InvalidRequest
 from internvl_triton.tiling import count_tiles
 
-__all__ = ["Case", "Conversation", "FileWorkload", "GeneratedWorkload", "Workload"]
+__all__ = ["Case", "Conversation", "FileWorkload", "GeneratedWorkload", "Seed", "Workload"]
+
+Seed = int | tuple[int, ...]  # whole numbers below 2^32
 
 _PICTURE_FILES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+_SUFFIXES = ", ".join(sorted(_PICTURE_FILES))
+_MOST_TILES = 40  # that our preprocessing cuts one picture into, for any model
+_KEYS = {"answer", "images", "prompt"}
 _PROMPT_WORDS, _OUTPUT_TOKENS = Lengths("16"), Lengths("32")
 _WORDS = ("the", "picture", "shows", "what", "color", "number", "shape", "left", "right", "above",
           "small", "count", "describe", "read", "every", "word", "table", "street", "red", "green",
@@ -75,6 +81,8 @@ class Case:
                 "each with a weight behind a colon if it is not 1"
             )
         count, width, height, tiles, frames, _, weight = found.groups()
+        if count and int(count) < 1:
+            raise InvalidRequest(f"{text!r}: a request has at least 1 picture; text has none")
         size = None
         if width:
             size = int(width), int(height)
@@ -99,12 +107,14 @@ class Case:
 class GeneratedWorkload:
     """Pictures, prompts and lengths drawn by `seed` and the conversation's number.
 
-    distinct: this many different pictures of each size, again and again; 0: all are different.
+    seed: pictures and clips of other seeds are others, to the pixel; (seed, k) is one for the k-th
+        part of a run, which no other seed has.
+    distinct: only the media of so many conversations, again and again; 0: all are different.
     max_tiles: sent with every request if given.
     """
 
     mix: tuple[Case, ...]
-    seed: int = 0
+    seed: Seed = 0
     turns: int = 1
     prompt_words: Lengths = _PROMPT_WORDS
     output_tokens: Lengths = _OUTPUT_TOKENS
@@ -112,19 +122,29 @@ class GeneratedWorkload:
     max_tiles: int | None = None
 
     def __post_init__(self) -> None:
-        if not sum(case.weight for case in self.mix) > 0:
-            raise InvalidRequest("the mix has no case with a weight")
+        """Raises InvalidRequest for what cannot be drawn or no server would take."""
+        if not 0 < sum(case.weight for case in self.mix) < float("inf"):
+            raise InvalidRequest("the mix has no case with a weight; give one with 1, or with none")
+        _random(self.seed)
+        if self.turns < 1 or self.distinct < 0:
+            raise InvalidRequest(
+                f"turns is {self.turns} and distinct {self.distinct}; give at least 1 and 0"
+            )
+        if self.max_tiles is not None and not 1 <= self.max_tiles <= _MOST_TILES:
+            raise InvalidRequest(
+                f"max_tiles is {self.max_tiles}; give 1 to {_MOST_TILES}, or leave it out for the "
+                "model's own"
+            )
 
     def conversation(self, number: int) -> Conversation:
-        random = np.random.default_rng([self.seed, number])
+        random = _random(self.seed, number)
         weights = np.array([case.weight for case in self.mix])
         case = self.mix[random.choice(len(self.mix), p=weights / weights.sum())]
+        key = (*_numbers(self.seed), number % self.distinct if self.distinct else number)
         images: tuple[bytes, ...] = ()
         num_tiles = case.num_frames
         if case.size:
-            first = (number % self.distinct if self.distinct else number) * case.num_images
-            base = (self.seed << 32) + first
-            images = tuple(unique_jpeg(*case.size, base + k) for k in range(case.num_images))
+            images = tuple(unique_jpeg(*case.size, *key, k) for k in range(case.num_images))
             num_tiles = case.num_images * count_tiles(
                 *case.size, max_tiles=self.max_tiles or 12, tile_size=448, use_thumbnail=True
             )
@@ -135,7 +155,7 @@ class GeneratedWorkload:
             prompts=tuple(_prompt(random, self.prompt_words) for _ in range(self.turns)),
             max_tokens=tuple(self.output_tokens.draw(random) for _ in range(self.turns)),
             images=images,
-            videos=(clip(case.num_frames, number % 4),) if case.num_frames else (),
+            videos=(clip(case.num_frames, *key),) if case.num_frames else (),
             num_images=case.num_images + case.num_frames,
             num_tiles=num_tiles,
             sampling=tuple(sampling.items()),
@@ -147,45 +167,90 @@ class FileWorkload:
     """Questions of somebody else's: over and over, in an order drawn by `seed`."""
 
     questions: tuple[tuple[str, tuple[bytes, ...]], ...]
-    seed: int = 0
+    seed: Seed = 0
     output_tokens: Lengths = _OUTPUT_TOKENS
+
+    def __post_init__(self) -> None:
+        """Raises InvalidRequest for what is no seed."""
+        _random(self.seed)
 
     @classmethod
     def of_directory(cls, folder: Path, **options: Any) -> FileWorkload:
         """One question about each picture of `folder`. Raises InvalidRequest without pictures."""
-        files = sorted(f for f in Path(folder).iterdir() if f.suffix.lower() in _PICTURE_FILES)
+        try:
+            files = sorted(f for f in Path(folder).iterdir() if f.suffix.lower() in _PICTURE_FILES)
+            pictures = [file.read_bytes() for file in files]
+        except OSError as error:
+            raise InvalidRequest(
+                f"{error.filename} cannot be read: {error.strerror}; give a directory of pictures "
+                f"({_SUFFIXES})"
+            ) from error
         if not files:
-            raise InvalidRequest(f"{folder} holds no picture ({', '.join(sorted(_PICTURE_FILES))})")
-        prompt = "Describe the picture."
-        return cls(tuple((prompt, (file.read_bytes(),)) for file in files), **options)
+            raise InvalidRequest(f"{folder} holds no picture; give a directory with {_SUFFIXES}")
+        for file, picture in zip(files, pictures, strict=True):
+            _picture_size(picture, str(file))
+        return cls(tuple(("Describe the picture.", (data,)) for data in pictures), **options)
 
     @classmethod
     def of_jsonl(cls, path: Path, **options: Any) -> FileWorkload:
-        """Prompts and pictures of a file as `questions.py` reads it. Raises InvalidRequest."""
-        return cls(tuple(_plain(question) for question in read_questions(path)), **options)
+        """One JSON object a line: `prompt`, and optionally `images` as `questions.py` reads them.
+
+        `answer` may be there and is not used. Raises InvalidRequest, with the line.
+        """
+        path = Path(path)
+        lines = read_lines(path)
+        return cls(tuple(_question(*line, path.parent) for line in lines), **options)
 
     def conversation(self, number: int) -> Conversation:
         turn, place = divmod(number, len(self.questions))
-        order = np.random.default_rng([self.seed, turn]).permutation(len(self.questions))
+        order = _random(self.seed, turn).permutation(len(self.questions))
         prompt, images = self.questions[order[place]]
-        length = self.output_tokens.draw(np.random.default_rng([self.seed, number]))
-        return Conversation((prompt,), (length,), images, (), len(images), _tiles(images))
+        length = self.output_tokens.draw(_random(self.seed, number))
+        sizes = [_picture_size(image, "a picture") for image in images]
+        num_tiles = sum(
+            count_tiles(*size, max_tiles=12, tile_size=448, use_thumbnail=True) for size in sizes
+        )
+        return Conversation((prompt,), (length,), images, (), len(images), num_tiles)
 
 
-def _plain(question: Question) -> tuple[str, tuple[bytes, ...]]:
-    request = question.request
-    if request.text_input is None or request.videos:
-        raise InvalidRequest("a load run takes questions with `prompt` and `images` only")
+def _question(fields: Any, where: str, folder: Path) -> tuple[str, tuple[bytes, ...]]:
+    if isinstance(fields, dict) and not set(fields) <= _KEYS:
+        raise InvalidRequest(
+            f"{where} has {', '.join(sorted(set(fields) - _KEYS))}; a load run takes "
+            f"{', '.join(sorted(_KEYS))} only: leave the others out"
+        )
+    request = parse_question(fields, folder, where).request()
+    assert request.text_input is not None  # there is exactly one of prompt and messages
+    for number, image in enumerate(request.images, start=1):
+        _picture_size(image, f"{where}: image {number}")
     return request.text_input, tuple(request.images)
 
 
-def _tiles(images: Sequence[bytes]) -> int:
-    import io
-
+def _picture_size(data: bytes, what: str) -> tuple[int, int]:
+    """Width and height. Raises InvalidRequest for what is no picture; `what` names it."""
     from PIL import Image
 
-    sizes = [Image.open(io.BytesIO(image)).size for image in images]
-    return sum(count_tiles(*s, max_tiles=12, tile_size=448, use_thumbnail=True) for s in sizes)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about large pictures and odd metadata
+            return Image.open(io.BytesIO(data)).size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InvalidRequest(
+            f"{what} is no picture that can be opened ({len(data)} bytes, which start with "
+            f"{data[:8].hex() or 'nothing'}); give one of {_SUFFIXES}"
+        ) from error
+
+
+def _numbers(seed: Seed) -> tuple[int, ...]:
+    return (seed,) if isinstance(seed, int) else seed
+
+
+def _random(seed: Seed, *numbers: int) -> np.random.Generator:
+    """Another one for each seed and numbers. Raises InvalidRequest for what is no seed."""
+    key = _numbers(seed)
+    if not all(0 <= number < 2**32 for number in key):
+        raise InvalidRequest(f"the seed is {seed}; give whole numbers from 0 to {2**32 - 1}")
+    return np.random.default_rng([len(key), *key, *numbers])
 
 
 def _prompt(random: np.random.Generator, words: Lengths) -> str:

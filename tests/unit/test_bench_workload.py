@@ -1,45 +1,34 @@
-"""Workloads repeat by seed, and their pictures become the tiles they promise."""
+"""Workloads repeat by seed, show nothing twice, and refuse what cannot be asked."""
 
 from __future__ import annotations
 
 import io
 import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from benchmarks.lengths import Lengths
-from benchmarks.pictures import clip, jpeg, tiled_size, unique_jpeg
-from benchmarks.workload import Case, FileWorkload, GeneratedWorkload
+from benchmarks.pictures import jpeg
+from benchmarks.workload import Case, FileWorkload, GeneratedWorkload, Seed
 from internvl_triton.errors import InvalidRequest
-from internvl_triton.limits import Limits
-from internvl_triton.media import decode_video
-from internvl_triton.tiling import count_tiles
 
 
-@pytest.mark.parametrize("num_tiles", [1, *range(3, 14)])
-def test_sizes_become_their_tiles(num_tiles: int) -> None:
-    size = tiled_size(num_tiles)
-    assert count_tiles(*size, max_tiles=12, tile_size=448, use_thumbnail=True) == num_tiles
+def pixels(files: Iterable[bytes]) -> list[bytes]:
+    return [np.asarray(Image.open(io.BytesIO(file))).tobytes() for file in files]
 
 
-def test_unique_pictures_differ_in_bytes_and_show_the_same() -> None:
-    first, fifth = unique_jpeg(64, 48, 0), unique_jpeg(64, 48, 4)
-    assert first != fifth
-    pixels = [np.asarray(Image.open(io.BytesIO(data))) for data in (first, fifth, jpeg(64, 48, 0))]
-    assert pixels[0].shape == (48, 64, 3)
-    assert np.array_equal(pixels[0], pixels[1])
-    assert np.array_equal(pixels[0], pixels[2])
-    other = np.asarray(Image.open(io.BytesIO(unique_jpeg(64, 48, 1))))
-    assert not np.array_equal(pixels[0], other)
-
-
-def test_a_clip_has_its_frames() -> None:
-    frames = decode_video(clip(3, 0), "the clip", num_frames=3, limits=Limits(max_seq_len=4096))
-    assert len({frame.tobytes() for frame in frames}) == 3
-    assert frames[0].size == (448, 448)
+def frames(file: bytes) -> list[bytes]:
+    with av.open(io.BytesIO(file)) as container:
+        return [frame.to_ndarray(format="rgb24").tobytes() for frame in container.decode(video=0)]
 
 
 @pytest.mark.parametrize(
@@ -57,26 +46,32 @@ def test_cases(text: str, case: Case) -> None:
     assert Case.parse(text) == case
 
 
-@pytest.mark.parametrize("text", ["", "448", "tiles=2", "tiles=14", "2@text", "0x5", "video=0"])
+@pytest.mark.parametrize(
+    "text", ["", "448", "tiles=2", "tiles=14", "2@text", "0x5", "video=0", "0@448x448"]
+)
 def test_what_is_no_case(text: str) -> None:
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequest, match=re.escape(repr(text))):
         Case.parse(text)
 
 
-@pytest.mark.parametrize("text", ["0", "x", "9-3", "normal:5", "-4", "normal:0:1", ""])
-def test_what_is_no_distribution(text: str) -> None:
-    with pytest.raises(InvalidRequest, match="is no distribution of lengths"):
-        Lengths(text)
-
-
-def test_lengths() -> None:
-    random = np.random.default_rng(0)
-    assert {Lengths("7").draw(random) for _ in range(5)} == {7}
-    assert {Lengths("3-5").draw(random) for _ in range(100)} == {3, 4, 5}
-    drawn = [Lengths("normal:64:16").draw(random) for _ in range(2000)]
-    assert np.mean(drawn) == pytest.approx(64, abs=1.5)
-    assert np.std(drawn) == pytest.approx(16, abs=1.5)
-    assert min(Lengths("normal:1:5").draw(random) for _ in range(50)) == 1
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -5000}, "the seed is -5000; give whole numbers from 0 to 4294967295"),
+        ({"seed": (0, -1)}, "the seed is (0, -1); give whole numbers from 0 to 4294967295"),
+        ({"seed": 2**32}, "the seed is 4294967296; give whole numbers"),
+        ({"max_tiles": 0}, "max_tiles is 0; give 1 to 40, or leave it out"),
+        ({"max_tiles": -3}, "max_tiles is -3; give 1 to 40, or leave it out"),
+        ({"max_tiles": 41}, "max_tiles is 41; give 1 to 40, or leave it out"),
+        ({"turns": 0}, "turns is 0 and distinct 0; give at least 1 and 0"),
+        ({"distinct": -1}, "turns is 1 and distinct -1; give at least 1 and 0"),
+        ({"mix": (Case("text", 0.0),)}, "the mix has no case with a weight"),
+        ({"mix": (Case("text", float("inf")),)}, "the mix has no case with a weight"),
+    ],
+)
+def test_what_cannot_be_drawn(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape(message)):
+        GeneratedWorkload(**{"mix": (Case.parse("text"),), **options})
 
 
 def test_a_workload_repeats_by_seed() -> None:
@@ -102,18 +97,119 @@ def test_distinct_pictures_come_again() -> None:
     assert len({image for group in pictures for image in group}) == 6
 
 
+def test_no_pixels_come_twice_in_a_run() -> None:
+    mix = tuple(map(Case.parse, ("64x48", "2@64x48", "3@64x48")))
+    seeds: list[Seed] = [0, 1, 1000, *((seed, point) for seed in (0, 1, 1000) for point in (0, 1))]
+    drawn = [
+        image
+        for seed in seeds
+        for number in range(30)
+        for image in GeneratedWorkload(mix, seed=seed).conversation(number).images
+    ]
+    assert len(drawn) > 400
+    assert len(set(pixels(drawn))) == len(drawn)
+
+
+def test_no_frames_come_twice_in_a_run() -> None:
+    mix = (Case.parse("video=2"),)
+    clips = [
+        GeneratedWorkload(mix, seed=seed).conversation(number).videos[0]
+        for seed in (0, 1, (0, 1), (1, 1))
+        for number in range(9)
+    ]
+    seen = [frame for file in clips for frame in frames(file)]
+    assert len(set(seen)) == len(seen) == 4 * 9 * 8
+    again = GeneratedWorkload(mix, distinct=3)
+    assert len({again.conversation(number).videos for number in range(9)}) == 3
+
+
+def test_another_process_draws_the_same() -> None:
+    program = """
+import hashlib
+from benchmarks.workload import Case, GeneratedWorkload
+mix = tuple(map(Case.parse, ("64x48", "2@32x32", "video=1", "text")))
+workload = GeneratedWorkload(mix, seed=(5, 1))
+print(hashlib.sha256(repr([workload.conversation(k) for k in range(20)]).encode()).hexdigest())
+"""
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", program], check=True, capture_output=True, text=True
+        ).stdout
+        for _ in range(2)
+    }
+    assert len(outputs) == 1
+    assert len(outputs.pop()) == 65
+
+
 def test_files(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_bytes(jpeg(448 * (number + 1), 448, number))
     (tmp_path / "notes.txt").write_text("no picture")
-    workload = FileWorkload.of_directory(tmp_path, seed=1)
+    workload = FileWorkload.of_directory(tmp_path, seed=(1, 2))
     first = [workload.conversation(number) for number in range(6)]
     assert len({c.images for c in first[:3]}) == len({c.images for c in first[3:]}) == 3
     assert {c.num_tiles for c in first} == {1, 3, 4}
-    line = {"prompt": "What?", "images": ["0.jpg"]}
-    (tmp_path / "q.jsonl").write_text(json.dumps(line))
-    (only,) = FileWorkload.of_jsonl(tmp_path / "q.jsonl").questions
-    assert only == ("What?", (jpeg(448, 448, 0),))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InvalidRequest, match="holds no picture"):
-        FileWorkload.of_directory(tmp_path / "empty")
+    with pytest.raises(InvalidRequest, match="the seed is -1"):
+        FileWorkload.of_directory(tmp_path, seed=-1)
+
+
+def test_what_is_no_directory_of_pictures(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("no picture")
+    refused = {
+        tmp_path: f"{tmp_path} holds no picture; give a directory with .bmp, .gif, .jpeg, .jpg",
+        tmp_path / "none": f"{tmp_path / 'none'} cannot be read: No such file or directory; give",
+        file: f"{file} cannot be read: Not a directory; give a directory of pictures (.bmp",
+    }
+    for folder, message in refused.items():
+        with pytest.raises(InvalidRequest, match=re.escape(message)):
+            FileWorkload.of_directory(folder)
+    file.rename(tmp_path / "a.jpg")
+    message = f"{tmp_path / 'a.jpg'} is no picture that can be opened (10 bytes, which start with "
+    with pytest.raises(InvalidRequest, match=re.escape(message)):
+        FileWorkload.of_directory(tmp_path)
+
+
+def test_a_file_of_questions(tmp_path: Path) -> None:
+    (tmp_path / "0.jpg").write_bytes(jpeg(448, 448, 0))
+    lines: list[dict[str, Any]] = [
+        {"prompt": "What?", "images": ["0.jpg", "0.jpg"], "answer": "A square."},
+        {"prompt": "One\u2028two?", "images": "0.jpg"},
+        {"prompt": "Why?"},
+    ]
+    text = "\r\n\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (tmp_path / "q.jsonl").write_text(text, encoding="utf-8")
+    picture = jpeg(448, 448, 0)
+    assert FileWorkload.of_jsonl(tmp_path / "q.jsonl").questions == (
+        ("What?", (picture, picture)),
+        ("One\u2028two?", (picture,)),
+        ("Why?", ()),
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        (b'{"prompt": "\xff"}', ["q.jsonl", "line 2", "not UTF-8", "0xff"]),
+        (b'{"prompt": ', ["line 2", "not valid JSON"]),
+        (b"[]", ["line 2", "list"]),
+        (b'{"images": "a.jpg"}', ["line 2", "prompt"]),
+        (b'{"prompt": 5}', ["line 2", "prompt", "5", "a text"]),
+        (b'{"prompt": null}', ["line 2", "prompt", "null", "a text"]),
+        (b'{"prompt": "a", "images": [1]}', ["line 2", "images", "[1]", "name of a file"]),
+        (b'{"prompt": "a", "images": null}', ["line 2", "images", "null", "name of a file"]),
+        (b'{"prompt": "a", "images": "none.jpg"}', ["line 2", "none.jpg", "No such file"]),
+        (b'{"prompt": "a", "images": "a.jpg"}', ["line 2", "image 1", "is no picture", ".png"]),
+        (
+            b'{"prompt": "a", "sampling_parameters": {}}',
+            ["line 2 has sampling_parameters;", "answer, images, prompt only"],
+        ),
+        (b'{"messages": [], "x": 1}', ["line 2 has messages, x;", "answer, images, prompt only"]),
+    ],
+)
+def test_what_is_no_question(tmp_path: Path, line: bytes, named: list[str]) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"no picture")
+    (tmp_path / "q.jsonl").write_bytes(b'{"prompt": "What?"}\n' + line)
+    with pytest.raises(InvalidRequest) as refused:
+        FileWorkload.of_jsonl(tmp_path / "q.jsonl")
+    assert [word for word in named if word not in str(refused.value)] == []

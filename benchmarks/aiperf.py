@@ -204,7 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     program = ensure_aiperf(args.environment)
     with tempfile.TemporaryDirectory(prefix="aiperf-") as folder:
         data, output = Path(folder) / "input.jsonl", Path(folder) / "output"
-        lines = input_lines(workload(0), args.requests + args.concurrency)
+        lines = input_lines(workload(2), args.requests + args.concurrency)
         data.write_text("\n".join([*lines, ""]), encoding="utf-8")
         command = command_line(
             program,
@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         theirs = run_aiperf(command, output)
     load = Load(concurrency=args.concurrency, conversations=args.requests, warm_up=args.concurrency)
-    ours = asyncio.run(_run_ours(args.url, workload(1), load))
+    ours = asyncio.run(_run_ours(args.url, workload(3), load))
     shown = f"{' + '.join(args.mix)}, {args.output_tokens} tokens, {args.concurrency} at a time"
     print(f"{shown}\n\n{markdown_table(side_by_side(theirs, ours))}")
     return 0

@@ -56,21 +56,36 @@ def test_command_line() -> None:
     assert {"--streaming", "--async"} <= set(words)
 
 
-def test_export_becomes_records() -> None:
-    requests = [
-        {"timestamp": 2_000_000_000, "response_timestamps": [2_500_000_000, 2_600_000_000]},
-        {"timestamp": 1_000_000_000, "response_timestamps": [1_200_000_000]},
-        {"timestamp": 3_000_000_000, "response_timestamps": []},
+def export(*requests: tuple[int, list[int]], picture: bytes = b"") -> bytes:
+    """As perf_analyzer writes it, with a picture's bytes as they are."""
+    lines = [
+        b'{"timestamp":%d,"request_inputs":{"images":"%s"},"response_timestamps":%s,"x":[{"a":""}]}'
+        % (sent, picture, json.dumps(responses, separators=(",", ":")).encode())
+        for sent, responses in requests
     ]
-    export = {"experiments": [{"requests": requests}]}
-    first, second, third = read_export(export, output_tokens=2)
+    head = b'{"experiments":[{"experiment":{"mode":"concurrency","value":2},"requests":['
+    return head + b",".join(lines) + b'],"window_boundaries":[1,2]}],"version":"2.51.0"}'
+
+
+@pytest.mark.parametrize("picture", [b"", b'\xff\xe2"\\u}]\x00\n"timestamp":\xed'])
+def test_export_becomes_records(picture: bytes) -> None:
+    requests = [
+        (2_000_000_000, [2_500_000_000, 2_600_000_000]),
+        (1_000_000_000, [1_200_000_000]),
+        (3_000_000_000, []),
+    ]
+    first, second, third = read_export(export(*requests, picture=picture), output_tokens=2)
     assert (first.number, second.number) == (0, 1)
     assert third.error == "no response"
     assert defined(ttft_s, [first, second]) == pytest.approx([0.2, 0.5])
     assert defined(latency_s, [first, second]) == pytest.approx([0.2, 0.6])
     assert gaps_s([first, second]) == pytest.approx([0.1])
-    with pytest.raises(InvalidRequest, match="no export"):
-        read_export({"experiments": []}, output_tokens=2)
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", export(), export((1, [2])) * 2])
+def test_what_is_no_export_of_one_run(text: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="no export of one"):
+        read_export(text, output_tokens=2)
 
 
 def test_programs_that_are_not_there_or_fail(capsys: pytest.CaptureFixture[str]) -> None:

@@ -175,7 +175,7 @@ bench-aiperf: $(BENCH) ## NVIDIA's aiperf and our generator against a running ga
 	@$(RUN) -m benchmarks.aiperf --model="$$MODEL" $(if $(TARGET),--url="$$TARGET") $(if $(MIX),--mix $$MIX) $$OPTIONS
 
 .PHONY: bench-conversion
-bench-conversion: $(RUNTIME) ## Measure time and peak memory of the conversion
+bench-conversion: $(TEST) ## Time and peak memory of the conversion, beside copying the files and loading them with transformers
 	@$(RUN) -m benchmarks.conversion_memory
 	@$(RUN) -m benchmarks.conversion_time
 

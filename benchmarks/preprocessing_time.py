@@ -7,6 +7,8 @@ normalises; the others end in normalised float32 pixel_values, as their models w
 median ms per picture; other / ours, median over the rounds, smallest and largest in brackets.
 With n threads, n pictures are worked on at a time, each library on one thread for each. Freed
 memory stays in the process, for all three, as it does in the service's step (`freed_memory.py`).
+With n processes, each works on a picture of its own again and again, on one thread; they begin
+together, and their pictures/s are summed. Ratios there are n processes / one, in turn.
 Then: the bytes that cross each boundary of the service, measured on the tensors themselves.
 """
 
@@ -14,10 +16,13 @@ from __future__ import annotations
 
 import argparse
 import io
+import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import numpy as np
@@ -32,12 +37,13 @@ from internvl_triton.media import decode_image
 from internvl_triton.program import program
 from internvl_triton.tiling import count_tiles, tile_image
 
-__all__ = ["boundary_rows", "preprocessors", "time_rows"]
+__all__ = ["boundary_rows", "preprocessors", "process_rows", "time_rows"]
 
 SIZES = ((448, 448), (1280, 720), (1920, 1080), (3840, 2160))
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OURS, CARD, PORT = "ours", "model card", "transformers"
 _LIMITS = Limits(max_seq_len=32768)
+_START_TIMEOUT_S = 120.0  # a process imports torch first
 
 
 def preprocessors(pool: Executor | None = None) -> dict[str, Callable[[bytes], Any]]:
@@ -124,6 +130,70 @@ def _all(
     return lambda: list(pool.map(call, files))
 
 
+def process_rows(
+    sizes: Sequence[tuple[int, int]], *, processes: int, rounds: int, seconds: float = 0.5
+) -> list[list[str]]:
+    """Header, then a row per size: pictures/s of one process and of `processes` that work for
+    `seconds` at the same time, of ours and of the model card's code."""
+    head = ["picture"]
+    for name in (OURS, CARD):
+        head += [f"{name}, 1 process /s", f"{processes} processes /s", "ratio"]
+    rows = [head]
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(processes, timeout=_START_TIMEOUT_S)
+    with ProcessPoolExecutor(processes, context, _begin_process, (start,)) as pool:
+        for width, height in sizes:
+            row = [f"{width}x{height}"]
+            for name in (OURS, CARD):
+                alone, together = [], []
+                for _ in range(rounds):
+                    work = (name, width, height, seconds)
+                    alone.append(pool.submit(_pictures_per_second, *work, seed=0).result())
+                    futures = [
+                        pool.submit(_pictures_per_second, *work, seed=seed, together=True)
+                        for seed in range(processes)
+                    ]
+                    together.append(sum(future.result() for future in futures))
+                row += scaling_cells(alone, together)
+            rows.append(row)
+    return rows
+
+
+def scaling_cells(alone: Sequence[float], together: Sequence[float]) -> list[str]:
+    """Cells: the medians, and together / alone over the rounds with its extremes in brackets."""
+    ratios = np.divide(together, alone)
+    ratio = f"{np.median(ratios):.2f} ({ratios.min():.2f}-{ratios.max():.2f})"
+    return [f"{np.median(alone):.1f}", f"{np.median(together):.1f}", ratio]
+
+
+_start: Barrier  # of this process of a pool
+
+
+def _begin_process(start: Barrier) -> None:
+    import torch
+
+    global _start
+    _start = start
+    torch.set_num_threads(1)
+    keep_freed_memory()
+
+
+def _pictures_per_second(
+    name: str, width: int, height: int, seconds: float, *, seed: int, together: bool = False
+) -> float:
+    """Runs in a process of the pool. together: begin when every process of it has come this far."""
+    call = preprocessors()[name]
+    data = jpeg(width, height, seed)
+    call(data)
+    if together:
+        _start.wait()
+    pictures, began = 0, time.perf_counter()
+    while pictures == 0 or time.perf_counter() - began < seconds:
+        call(data)
+        pictures += 1
+    return pictures / (time.perf_counter() - began)
+
+
 def boundary_rows(sizes: Sequence[tuple[int, int]], *, hidden_size: int) -> list[list[str]]:
     """Header, then a row per size. Tiles as float32 are what the reference would have to pass on;
     features are those of a language model of `hidden_size`, in float32 and in bfloat16."""
@@ -160,13 +230,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=9, help="(%(default)s)")
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--threads", type=int, default=cores, metavar="N", help="(%(default)s)")
+    parser.add_argument("--processes", type=int, default=cores, metavar="N", help="(%(default)s)")
     parser.add_argument("--hidden-size", type=int, default=4096, help="8B: 4096 (%(default)s)")
     args = parser.parse_args(argv)
+    preprocessors()  # what is missing is said first
     keep_freed_memory()
     for at_a_time, threads in dict.fromkeys([(1, 1), (1, args.threads), (args.threads, 1)]):
         rows = time_rows(SIZES, at_a_time=at_a_time, threads=threads, rounds=args.rounds)
         title = f"Preprocessing, {at_a_time} at a time, ours with {threads} thread(s) for each"
         print(f"{title}\n\n{markdown_table(rows)}\n")
+    rows = process_rows(SIZES, processes=args.processes, rounds=args.rounds)
+    print(f"Preprocessing, one thread in each process, pictures/s\n\n{markdown_table(rows)}\n")
     found = largest_difference(jpeg(1280, 720, 0))
     shown = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
     print(f"Largest difference of a pixel to ours, in steps of 1/255: {shown}\n")

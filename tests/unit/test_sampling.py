@@ -44,7 +44,7 @@ def test_valid(given: dict, field: str, value: object) -> None:
         ('{"temperature": true}', "temperature is true"),
         ('{"temperature": NaN}', "not valid JSON"),
         ('{"temperature": 1e999}', "temperature is Infinity"),
-        ('{"temperature": 1' + 400 * '0' + '}', "temperature is 1000"),
+        ('{"temperature": 1' + 400 * "0" + "}", "temperature is 1000"),
         ('{"top_p": 0}', "above 0 up to 1"),
         ('{"top_p": 1.5}', "top_p is 1.5"),
         ('{"top_k": -1}', "top_k is -1"),

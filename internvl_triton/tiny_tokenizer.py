@@ -8,7 +8,7 @@ order of the published vocabularies, padded with letter pairs to the wanted size
 from __future__ import annotations
 
 import json
-from itertools import chain, product
+from itertools import chain, islice, product
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -117,7 +117,8 @@ def _write_internlm2(directory: Path, vocab_size: int) -> None:
     if num_normal < 0:
         raise ValueError(f"vocab_size {vocab_size} is too small for an InternLM2 tokenizer")
     pairs = [left + right for left, right in product(ascii_lowercase, ascii_lowercase)]
-    rare = [chr(code) for code in range(0x4E00, 0x4E00 + num_normal)]
+    codes = chain(range(0x4E00, 0xD800), range(0xE000, 0x110000))  # between them are no characters
+    rare = [chr(code) for code in islice(codes, num_normal)]
     for piece in list(dict.fromkeys(pieces + pairs + rare))[:num_normal]:
         add(piece)
     first_chat = len(model.pieces)

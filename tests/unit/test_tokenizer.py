@@ -10,6 +10,7 @@ import pytest
 
 from internvl_triton.errors import IncompleteCheckpoint, InvalidCheckpoint
 from internvl_triton.prompt import DEFAULT_SYSTEM_MESSAGE
+from internvl_triton.tiny_tokenizer import write_tiny_tokenizer
 from internvl_triton.tokenizer import Tokenizer, load_tokenizer
 from tests.real_qwen import write_qwen_tokenizer
 
@@ -103,3 +104,9 @@ def test_real_qwen_vocabulary(tmp_path: Path) -> None:
     question += [*tokenizer.encode("\nPlease describe the image shortly."), end]
     question += [*tokenizer.encode("\n"), start, *tokenizer.encode("assistant\n")]
     assert len(block) + len(question) == 310  # 256 + 54
+
+
+def test_a_made_up_vocabulary_of_true_size(tmp_path: Path) -> None:
+    write_tiny_tokenizer(tmp_path, family="internlm2", vocab_size=92_553)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.token_bytes.join(tokenizer.encode("a b 数")) == "a b 数".encode()

@@ -5,8 +5,9 @@
 
 Without --target it builds MODEL, serves it on the CPU and stops it. Writes run.json, points.csv,
 report.md and report.html. benchmarks/metrics.py defines the metrics, benchmarks/workload.py what
---mix takes. Pictures are all different, unless --distinct says otherwise, so that no cache of the
-server knows them; a second run against the same server needs another --seed for that.
+--mix takes. Pictures are all different, unless --distinct says otherwise or files hold them, so
+that no cache of the server knows them; a second run against the same server needs another --seed
+for that.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def measure(target: str, metrics_url: str | None, args: argparse.Namespace) -> t
             "workload": _workload_name(args),
             "answer": f"{args.output_tokens} tokens"
             + (", may stop earlier" if args.let_stop else ", never fewer"),
-            "distinct pictures": str(args.distinct or "all"),
+            "distinct pictures": _distinct(args),
             "max_tiles": str(args.max_tiles or "the server's"),
             "extra body": json.dumps(args.extra_body or {}),
             "ramp": f"{args.ramp:g} s",
@@ -215,6 +216,12 @@ def _slo_name(slo: SLO) -> str:
     return ", ".join(limits) or "none: goodput counts every answer"
 
 
+def _distinct(args: argparse.Namespace) -> str:
+    if args.images or args.jsonl:
+        return "those of the files, again and again"
+    return str(args.distinct or "all")
+
+
 def _workload_name(args: argparse.Namespace) -> str:
     if args.images or args.jsonl:
         return f"{args.images or args.jsonl}"
@@ -265,7 +272,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     work.add_argument("--output-tokens", default="32", help="same forms (%(default)s)")
     work.add_argument("--let-stop", action="store_true", help="answers may be shorter than that")
     work.add_argument("--distinct", type=int, default=0, help="different media (0: all)")
-    work.add_argument("--max-tiles", type=int, help="sent with every request (our ensemble only)")
+    work.add_argument("--max-tiles", type=int, help="of every picture (ours only)")
     work.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     report = parser.add_argument_group("report")
     report.add_argument("--slo-ttft", type=float, metavar="S", help="limit for goodput")
@@ -301,6 +308,8 @@ def _check(args: argparse.Namespace) -> None:
         text, args.extra_body = args.extra_body, _json(args.extra_body)
         if not isinstance(args.extra_body, dict):
             raise InvalidRequest(f"--extra-body is {text!r}; give a JSON object")
+        if not (args.target or "").startswith("http"):
+            raise InvalidRequest("--extra-body is for OpenAI endpoints, --target=http://.../v1")
     args.api_key = None
     if args.api_key_variable:
         args.api_key = os.environ.get(args.api_key_variable)
@@ -310,7 +319,7 @@ def _check(args: argparse.Namespace) -> None:
             )
 
 
-@program(interrupted="interrupted; finished loads are in the report")
+@program(interrupted="interrupted; loads that had finished are in the report")
 def main(argv: list[str] | None = None) -> int:
     args = _arguments(argv)
     _check(args)

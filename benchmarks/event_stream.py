@@ -30,11 +30,9 @@ async def read_answer(pieces: AsyncIterator[bytes], record: RequestRecord, text:
     """
     counted = False
     async for arrived, data in _events(pieces):
-        if record.ended_s:
-            continue  # read to the end all the same, so that the connection can serve again
         if data == "[DONE]":
             record.ended_s = arrived
-            continue
+            break
         try:
             event = json.loads(data)
             if event.get("error"):

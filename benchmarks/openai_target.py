@@ -18,6 +18,8 @@ from internvl_triton.errors import ServerUnavailable
 __all__ = ["OpenAITarget"]
 
 OWNER = "internvl-triton"  # of the models that our own gateway lists
+_LIST_TIMEOUT_S = 5.0  # where the model is named and the list only says whose endpoint it is
+_REST_TIMEOUT_S = 1.0  # for what comes behind an answer
 
 
 class OpenAITarget:
@@ -42,6 +44,7 @@ class OpenAITarget:
         self._url = url.rstrip("/")
         self._model = model
         self._ours = False
+        self._timeout_s = timeout_s
         self._let_stop = let_stop
         self._extra = extra or {}
         self._session = aiohttp.ClientSession(
@@ -63,8 +66,9 @@ class OpenAITarget:
     async def _read_list(self) -> None:
         import aiohttp
 
+        timeout = aiohttp.ClientTimeout(_LIST_TIMEOUT_S if self._model else self._timeout_s)
         try:
-            async with self._session.get(f"{self._url}/models") as response:
+            async with self._session.get(f"{self._url}/models", timeout=timeout) as response:
                 first = (await response.json(content_type=None))["data"][0]
                 name, self._ours = str(first["id"]), first.get("owned_by") == OWNER
         except (
@@ -87,7 +91,12 @@ class OpenAITarget:
     async def ask(self, turn: Turn, record: RequestRecord) -> str:
         import aiohttp
 
-        model = await self.model()
+        try:
+            model = await self.model()
+        except ServerUnavailable as error:
+            record.sent_s = record.ended_s = time.perf_counter()
+            record.error, record.message = type(error).__name__, str(error)
+            return ""
         if turn.sampling and not (self._ours or self._extra):
             record.sent_s = record.ended_s = time.perf_counter()
             record.error = "not supported"
@@ -110,6 +119,8 @@ class OpenAITarget:
                     record.message = (await response.text(errors="replace"))[:500]
                 else:
                     await read_answer(response.content.iter_any(), record, text)
+                    # To the end, so that the connection can serve again; some never end it.
+                    await asyncio.wait_for(response.content.read(), _REST_TIMEOUT_S)
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             if not record.ended_s:
                 late = isinstance(error, asyncio.TimeoutError)

@@ -73,14 +73,17 @@ def ensure_perf_analyzer(folder: Path) -> str:
     if not program.exists():
         print(f"installing perf_analyzer into {folder} (25 MB) ...", flush=True)
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-        with tempfile.TemporaryDirectory(prefix="perf-analyzer-") as unfinished:
-            if subprocess.run([*pip, "--target", unfinished, *_PACKAGES]).returncode:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="unfinished-") as unfinished:
+            whole = Path(unfinished) / folder.name
+            if subprocess.run([*pip, "--target", str(whole), *_PACKAGES]).returncode:
                 raise BuildFailed(f"{' '.join(_PACKAGES)} could not be installed: see above")
             try:
-                unpack_package(_LIBRARY, Path(unfinished))
+                unpack_package(_LIBRARY, whole)
             except PackageUnavailable as error:
                 raise BuildFailed(f"{error}; --program names a perf_analyzer that runs") from error
-            shutil.copytree(unfinished, folder, dirs_exist_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            whole.rename(folder)
     libraries = [folder / "nvidia/cuda_runtime/lib", *(folder / "usr/lib").glob("*-linux-gnu")]
     path = ":".join(str(library.resolve()) for library in libraries)
     return shlex.join(["env", f"LD_LIBRARY_PATH={path}", str(program)])

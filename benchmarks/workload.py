@@ -73,7 +73,8 @@ class Case:
     @classmethod
     def parse(cls, text: str) -> Case:
         """Raises InvalidRequest for what is no case."""
-        form = r"(?:(\d+)@)?(?:(\d+)x(\d+)|tiles=(\d+)|video=(\d+)|(text))(?::(\d+(?:\.\d+)?))?"
+        form = r"(?:(\d{1,3})@)?(?:(\d{1,5})x(\d{1,5})|tiles=(\d{1,2})|video=(\d{1,3})|(text))"
+        form += r"(?::(\d+(?:\.\d+)?))?"
         found = re.fullmatch(form, text)
         if not found or (found[1] and (found[5] or found[6])):
             raise InvalidRequest(
@@ -110,7 +111,7 @@ class GeneratedWorkload:
     seed: pictures and clips of other seeds are others, to the pixel; (seed, k) is one for the k-th
         part of a run, which no other seed has.
     distinct: only the media of so many conversations, again and again; 0: all are different.
-    max_tiles: sent with every request if given.
+    max_tiles: sent with every request that has pictures, if given.
     """
 
     mix: tuple[Case, ...]

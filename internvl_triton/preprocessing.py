@@ -216,8 +216,12 @@ class Preprocessor:
         what = f"video {ref.index + 1}"
         data = unwrap_data_url(videos[ref.index], what)
         frames = decode_video(data, what, num_frames=num_frames, limits=self.limits)
-        # the reference shows each frame as one tile
-        return [_Picture(packed_pixels(frame), frame.tobytes(), what, 1) for frame in frames]
+        pictures = []
+        while frames:  # each goes as it is packed: a clip of large ones takes gigabytes
+            frame = frames.pop(0)
+            # the reference shows each frame as one tile
+            pictures.append(_Picture(packed_pixels(frame), frame.tobytes(), what, 1))
+        return pictures
 
     def _max_tokens(self, num_input_tokens: int, sampling: SamplingParams) -> int:
         room = self.limits.max_seq_len - num_input_tokens

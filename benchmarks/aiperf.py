@@ -13,7 +13,6 @@ loads a tokenizer, although the endpoint counts: that of --model.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import base64
 import json
 import subprocess
@@ -24,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lengths import Lengths
-from benchmarks.load import Load, run_load
+from benchmarks.load import Load, run_load_at
 from benchmarks.markdown import markdown_table
 from benchmarks.metrics import SLO
 from benchmarks.records import RequestRecord
 from benchmarks.summary import summarise
-from benchmarks.targets import open_target
+from benchmarks.targets import served_model
 from benchmarks.workload import Case, GeneratedWorkload, Workload
 from internvl_triton.artifacts import Artifacts
 from internvl_triton.errors import BuildFailed, InvalidRequest
@@ -154,22 +153,6 @@ def side_by_side(theirs: dict[str, Any], ours: Sequence[RequestRecord]) -> list[
     return rows
 
 
-async def _run_ours(url: str, workload: Workload, load: Load) -> list[RequestRecord]:
-    target = open_target(url, timeout_s=300)
-    try:
-        return await run_load(target, workload, load)
-    finally:
-        await target.close()
-
-
-async def _model(url: str) -> str:
-    target = open_target(url, timeout_s=30)
-    try:
-        return await target.model()
-    finally:
-        await target.close()
-
-
 @program()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
@@ -190,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     args = parser.parse_args(argv)
 
-    def workload(part: int) -> GeneratedWorkload:  # pictures that the other has not shown
+    def workload(part: int) -> GeneratedWorkload:  # 0 and 1: what perf_analyzer.py has shown
         length = Lengths(str(args.output_tokens))
         mix, seed = tuple(map(Case.parse, args.mix)), (args.seed, part)
         return GeneratedWorkload(mix, seed=seed, output_tokens=length)
@@ -200,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
         raise InvalidRequest(
             f"{tokenizer} is no directory; give --model what was built, or --tokenizer"
         )
-    model = asyncio.run(_model(args.url))
+    model = served_model(args.url, timeout_s=30)
     program = ensure_aiperf(args.environment)
     with tempfile.TemporaryDirectory(prefix="aiperf-") as folder:
         data, output = Path(folder) / "input.jsonl", Path(folder) / "output"
@@ -220,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         theirs = run_aiperf(command, output)
     load = Load(concurrency=args.concurrency, conversations=args.requests, warm_up=args.concurrency)
-    ours = asyncio.run(_run_ours(args.url, workload(3), load))
+    ours = run_load_at(args.url, workload(3), load, timeout_s=300)
     shown = f"{' + '.join(args.mix)}, {args.output_tokens} tokens, {args.concurrency} at a time"
     print(f"{shown}\n\n{markdown_table(side_by_side(theirs, ours))}")
     return 0

@@ -13,7 +13,6 @@ for that.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import json
 import math
@@ -21,15 +20,15 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from benchmarks.environment import describe_environment
 from benchmarks.gpu_use import GpuUse
 from benchmarks.lengths import Lengths
-from benchmarks.load import Load, run_load
+from benchmarks.load import Load, run_load_at
 from benchmarks.load_report import markdown_text, write_report
 from benchmarks.load_run import LoadPoint, LoadRun
 from benchmarks.metrics import SLO, NoMetricValue, errors_by_kind
@@ -38,7 +37,7 @@ from benchmarks.prometheus import read_samples
 from benchmarks.running_service import running_service
 from benchmarks.stages import stage_breakdown
 from benchmarks.summary import summarise
-from benchmarks.targets import Target, open_target
+from benchmarks.targets import served_model
 from benchmarks.workload import Case, FileWorkload, GeneratedWorkload
 from internvl_triton.errors import InvalidRequest
 from internvl_triton.program import program
@@ -48,19 +47,19 @@ __all__ = ["main"]
 SETTLE_S = 0.5  # the last requests' counters arrive a moment after their answers
 REPORTS = Path("artifacts") / "benchmarks" / "load"
 
-T = TypeVar("T")
+AnyWorkload = GeneratedWorkload | FileWorkload
 
 
-def _workload(args: argparse.Namespace, point: int) -> GeneratedWorkload | FileWorkload:
-    """Of the `point`-th load: pictures that no earlier load has shown to the server."""
-    seed, output = (args.seed, point + 1), Lengths(args.output_tokens)
+def _workload(args: argparse.Namespace) -> AnyWorkload:
+    """Raises InvalidRequest for what cannot be asked."""
+    output = Lengths(args.output_tokens)
     if args.images:
-        return FileWorkload.of_directory(args.images, seed=seed, output_tokens=output)
+        return FileWorkload.of_directory(args.images, seed=args.seed, output_tokens=output)
     if args.jsonl:
-        return FileWorkload.of_jsonl(args.jsonl, seed=seed, output_tokens=output)
+        return FileWorkload.of_jsonl(args.jsonl, seed=args.seed, output_tokens=output)
     return GeneratedWorkload(
         tuple(map(Case.parse, args.mix)),
-        seed=seed,
+        seed=args.seed,
         turns=args.turns,
         prompt_words=Lengths(args.prompt_words),
         output_tokens=output,
@@ -87,38 +86,38 @@ def _loads(args: argparse.Namespace) -> list[Load]:
     return [load(users, None) for users in args.concurrency]
 
 
-async def _with_target(
-    address: str, args: argparse.Namespace, use: Callable[[Target], Awaitable[T]]
-) -> T:
-    opened = open_target(
-        address,
-        timeout_s=args.timeout,
-        let_stop=args.let_stop,
-        model=args.endpoint_model,
-        api_key=args.api_key,
-        extra=args.extra_body,
-    )
-    try:
-        return await use(opened)
-    finally:
-        await opened.close()
+def _part(workload: AnyWorkload, args: argparse.Namespace, number: int) -> AnyWorkload:
+    """The workload with pictures that no other part of the run shows to the server."""
+    return replace(workload, seed=(args.seed, number))
 
 
-def measure(target: str, metrics_url: str | None, args: argparse.Namespace) -> tuple[LoadRun, Path]:
+def _target_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Of `open_target`."""
+    return {
+        "timeout_s": args.timeout,
+        "let_stop": args.let_stop,
+        "model": args.endpoint_model,
+        "api_key": args.api_key,
+        "extra": args.extra_body,
+    }
+
+
+def measure(
+    target: str, metrics_url: str | None, workload: AnyWorkload, args: argparse.Namespace
+) -> tuple[LoadRun, Path]:
     """Every load, one after the other, and the report's page, which is written anew after each.
 
     Raises InternVLTritonError.
     """
     environment = describe_environment()
-    model = asyncio.run(_with_target(target, args, lambda opened: opened.model()))
+    model = served_model(target, **_target_options(args))
     name = f"{model}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = _folder(args.output or REPORTS / name.replace("/", "_"))
     overhead = None
     if not args.no_overhead:
         users = max([load.concurrency or 0 for load in _loads(args)]) or 8
         protocol = "grpc" if target.startswith("grpc://") else "http"
-        workload = _workload(args, -1)
-        overhead = asdict(measure_overhead(protocol, workload, concurrency=users))
+        overhead = asdict(measure_overhead(protocol, _part(workload, args, 0), concurrency=users))
     run = LoadRun(
         title=f"{model}: {_workload_name(args)}",
         settings={
@@ -138,8 +137,8 @@ def measure(target: str, metrics_url: str | None, args: argparse.Namespace) -> t
         points=[],
         overhead=overhead,
     )
-    for number, load in enumerate(_loads(args)):
-        point = _measure_point(target, metrics_url, args, number, load)
+    for number, load in enumerate(_loads(args), start=1):
+        point = _measure_point(target, metrics_url, _part(workload, args, number), load, args)
         run.points.append(point)
         page = write_report(run, folder)
         _tell(point)
@@ -147,14 +146,15 @@ def measure(target: str, metrics_url: str | None, args: argparse.Namespace) -> t
 
 
 def _measure_point(
-    target: str, metrics_url: str | None, args: argparse.Namespace, number: int, load: Load
+    target: str,
+    metrics_url: str | None,
+    workload: AnyWorkload,
+    load: Load,
+    args: argparse.Namespace,
 ) -> LoadPoint:
     before = read_samples(metrics_url) if metrics_url else None
-    workload = _workload(args, number)
     with GpuUse() as gpus:
-        records = asyncio.run(
-            _with_target(target, args, lambda opened: run_load(opened, workload, load))
-        )
+        records = run_load_at(target, workload, load, **_target_options(args))
     if all(record.warm_up for record in records):
         raise InvalidRequest(
             f"{load.name}: nothing was measured behind the warm-up of {load.warm_up} requests and "
@@ -303,7 +303,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def _check(args: argparse.Namespace) -> None:
     """What can be said before anything is started. Raises InvalidRequest."""
-    _loads(args), _workload(args, 0), _slo(args)
+    _loads(args), _slo(args)
     if args.extra_body is not None:
         text, args.extra_body = args.extra_body, _json(args.extra_body)
         if not isinstance(args.extra_body, dict):
@@ -323,8 +323,9 @@ def _check(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     args = _arguments(argv)
     _check(args)
+    workload = _workload(args)
     with _target(args) as (target, metrics_url):
-        run, page = measure(target, metrics_url, args)
+        run, page = measure(target, metrics_url, workload, args)
     print(f"\n{markdown_text(run)}\nreport: {page}")
     answered = sum((p.summary["requests"] or 0) - (p.summary["failed"] or 0) for p in run.points)
     if not answered:

@@ -19,7 +19,6 @@ columns "added" are the median over rounds of the difference of a round's median
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import sys
 from collections.abc import Sequence
@@ -28,16 +27,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.lengths import Lengths
-from benchmarks.load import Load, run_load
+from benchmarks.load import Load
 from benchmarks.markdown import markdown_table
-from benchmarks.metrics import defined, distribution, errors_by_kind, tpot_s, ttft_s
+from benchmarks.metrics import defined, distribution, tpot_s, ttft_s
 from benchmarks.paced_server import paced_server
-from benchmarks.pipeline_cost import null_service
-from benchmarks.records import RequestRecord
+from benchmarks.pipeline_cost import answered, null_service
 from benchmarks.running_gateway import running_gateway
-from benchmarks.targets import open_target
 from benchmarks.workload import Case, GeneratedWorkload
-from internvl_triton.errors import RequestFailed
 from internvl_triton.program import program
 
 __all__ = ["gateway_rows"]
@@ -75,8 +71,8 @@ def gateway_rows(
         medians: dict[str, list[tuple[float, float]]] = {name: [] for name in addresses}
         for number in range(1 + rounds):
             for name in np.roll(list(addresses), number):
-                ones = asyncio.run(_measured(addresses[name], first, load, case))
-                longer = asyncio.run(_measured(addresses[name], all_of_them, load, case))
+                ones = answered(addresses[name], first, load, case)
+                longer = answered(addresses[name], all_of_them, load, case)
                 ttft = distribution(defined(ttft_s, ones)).p50
                 tpot = distribution(defined(tpot_s, longer)).p50
                 medians[name].append((1000 * ttft, 1000 * tpot))
@@ -87,20 +83,6 @@ def gateway_rows(
         ttft_cells.insert(2, f"{ttft_added:+.2f}")
         rows.append([case, *ttft_cells, *tpot_cells, f"{token_added:+.3f}"])
     return rows
-
-
-async def _measured(
-    address: str, workload: GeneratedWorkload, load: Load, case: str
-) -> list[RequestRecord]:
-    target = open_target(address, timeout_s=120)
-    try:
-        records = [r for r in await run_load(target, workload, load) if not r.warm_up]
-    finally:
-        await target.close()
-    if errors := errors_by_kind(records):
-        failed = next(record for record in records if record.error)
-        raise RequestFailed(f"{case} at {address}: {errors}, such as: {failed.message}")
-    return records
 
 
 @program()

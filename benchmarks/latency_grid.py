@@ -15,7 +15,6 @@ server needs another --seed for that. Beside what is measured stand the planner'
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,13 +26,12 @@ from benchmarks.environment import describe_environment
 from benchmarks.gpu_use import GpuUse
 from benchmarks.grid_report import GridPoint, GridRun, write_report
 from benchmarks.lengths import Lengths
-from benchmarks.load import Load, run_load
+from benchmarks.load import Load, run_load_at
 from benchmarks.metrics import SLO, errors_by_kind
 from benchmarks.records import RequestRecord
 from benchmarks.running_service import running_service
 from benchmarks.served_build import ServedBuild, read_served_build
 from benchmarks.summary import summarise
-from benchmarks.targets import open_target
 from benchmarks.workload import Case, GeneratedWorkload
 from internvl_triton.artifacts import Artifacts
 from internvl_triton.errors import InvalidRequest
@@ -106,7 +104,7 @@ def measure(grpc_url: str, args: argparse.Namespace) -> GridRun:
             )
             load = Load(concurrency=batch, conversations=max(args.rounds * batch, 1), warm_up=batch)
             with GpuUse() as gpus:
-                records = asyncio.run(_run(grpc_url, workload, load, args.timeout))
+                records = run_load_at(f"grpc://{grpc_url}", workload, load, timeout_s=args.timeout)
             point = _point(num_tiles, batch, records, args.output_tokens)
             point.gpus = gpus.mean()
             if floors and point.input_tokens:
@@ -149,16 +147,6 @@ def _check_batches(batches: Sequence[int], served: ServedBuild) -> None:
                 f"--batch has {batch}; this service was built for 1 to {served.max_batch_size} "
                 "requests at a time, further ones would wait"
             )
-
-
-async def _run(
-    grpc_url: str, workload: GeneratedWorkload, load: Load, timeout_s: float
-) -> list[RequestRecord]:
-    target = open_target(f"grpc://{grpc_url}", timeout_s=timeout_s)
-    try:
-        return await run_load(target, workload, load)
-    finally:
-        await target.close()
 
 
 def _point(

@@ -7,6 +7,7 @@ open loop:   conversations arrive at a rate whatever the server does, evenly or 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import math
 import time
@@ -17,12 +18,12 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks.records import RequestRecord
-from benchmarks.targets import Target
+from benchmarks.targets import Target, open_target
 from benchmarks.turn import Message, Turn
 from benchmarks.workload import Conversation, Workload
 from internvl_triton.errors import InvalidRequest
 
-__all__ = ["Load", "arrival_times", "run_load"]
+__all__ = ["Load", "arrival_times", "run_load", "run_load_at"]
 
 
 _DRAWN_AHEAD = 64
@@ -82,6 +83,18 @@ async def run_load(target: Target, workload: Workload, load: Load) -> list[Reque
     return sorted(run.records, key=lambda record: record.sent_s)
 
 
+def run_load_at(
+    address: str, workload: Workload, load: Load, **options: Any
+) -> list[RequestRecord]:
+    """`run_load` against the target at `address`. options: of `open_target`."""
+
+    async def run() -> list[RequestRecord]:
+        async with contextlib.aclosing(open_target(address, **options)) as target:
+            return await run_load(target, workload, load)
+
+    return asyncio.run(run())
+
+
 def arrival_times(load: Load) -> Iterator[float]:
     """Seconds after the start at which conversations arrive, without end.
 
@@ -107,8 +120,9 @@ class _Run:
         self._workload = workload
         self._load = load
         self._numbers = itertools.count()
-        for number in range(_DRAWN_AHEAD):  # pictures are drawn here, once
-            workload.conversation(number)
+        total = math.inf if load.conversations is None else load.conversations + load.warm_up
+        ahead = range(int(min(_DRAWN_AHEAD, total)))
+        self._ahead = {number: workload.conversation(number) for number in ahead}
         self._started = time.perf_counter()
 
     async def closed_loop(self) -> None:
@@ -141,6 +155,8 @@ class _Run:
 
     async def _drawn(self, number: int) -> Conversation:
         """Beside the event loop, which notes the times of the other requests meanwhile."""
+        if number in self._ahead:
+            return self._ahead.pop(number)
         return await asyncio.to_thread(self._workload.conversation, number)
 
     def _next_number(self) -> int | None:

@@ -42,8 +42,9 @@ class OpenAITarget:
         import aiohttp
 
         self._url = url.rstrip("/")
-        self._model = model
-        self._ours = False
+        self._named = model
+        self._served: tuple[str, bool] | None = None  # the model, and whether it is our gateway's
+        self._lock = asyncio.Lock()
         self._timeout_s = timeout_s
         self._let_stop = let_stop
         self._extra = extra or {}
@@ -52,25 +53,24 @@ class OpenAITarget:
             timeout=aiohttp.ClientTimeout(total=timeout_s),
             headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
         )
-        self._listed = asyncio.Lock()
-        self._list_read = False
 
     async def model(self) -> str:
-        async with self._listed:
-            if not self._list_read:
-                await self._read_list()
-                self._list_read = True
-        assert self._model is not None
-        return self._model
+        return (await self._asked())[0]
 
-    async def _read_list(self) -> None:
+    async def _asked(self) -> tuple[str, bool]:
+        async with self._lock:
+            if self._served is None:
+                self._served = await self._read_list()
+            return self._served
+
+    async def _read_list(self) -> tuple[str, bool]:
         import aiohttp
 
-        timeout = aiohttp.ClientTimeout(_LIST_TIMEOUT_S if self._model else self._timeout_s)
+        timeout = aiohttp.ClientTimeout(_LIST_TIMEOUT_S if self._named else self._timeout_s)
         try:
             async with self._session.get(f"{self._url}/models", timeout=timeout) as response:
                 first = (await response.json(content_type=None))["data"][0]
-                name, self._ours = str(first["id"]), first.get("owned_by") == OWNER
+                return self._named or str(first["id"]), first.get("owned_by") == OWNER
         except (
             aiohttp.ClientError,
             asyncio.TimeoutError,
@@ -79,25 +79,24 @@ class OpenAITarget:
             TypeError,
             ValueError,
         ) as error:
-            if self._model is not None:
-                return  # whoever names the model need not list it
+            if self._named:
+                return self._named, False  # whoever names the model need not list it
             raise ServerUnavailable(
                 f"{self._url}/models did not name a model ({type(error).__name__}); is it the "
                 "base URL of an OpenAI-compatible endpoint, such as http://localhost:8000/v1? "
                 "--endpoint-model names one that is not listed"
             ) from error
-        self._model = self._model or name
 
     async def ask(self, turn: Turn, record: RequestRecord) -> str:
         import aiohttp
 
         try:
-            model = await self.model()
+            model, ours = await self._asked()
         except ServerUnavailable as error:
             record.sent_s = record.ended_s = time.perf_counter()
             record.error, record.message = type(error).__name__, str(error)
             return ""
-        if turn.sampling and not (self._ours or self._extra):
+        if turn.sampling and not (ours or self._extra):
             record.sent_s = record.ended_s = time.perf_counter()
             record.error = "not supported"
             record.message = (
@@ -106,7 +105,7 @@ class OpenAITarget:
                 "--extra-body in the endpoint's own words"
             )
             return ""
-        body = self._body(turn, model)
+        body = self._body(turn, model, turn.sampling if ours else {})
         headers = {"Content-Type": "application/json"}
         text: list[str] = []
         record.sent_s = time.perf_counter()
@@ -131,10 +130,10 @@ class OpenAITarget:
             check_length(record, turn.max_tokens)
         return "".join(text)
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         await self._session.close()
 
-    def _body(self, turn: Turn, model: str) -> bytes:
+    def _body(self, turn: Turn, model: str, sampling: dict[str, Any]) -> bytes:
         files = [("image", data) for data in turn.images]
         files += [("video", data) for data in turn.videos]
         marks = [f"file-{number}-{uuid4().hex}" for number in range(len(files))]
@@ -163,9 +162,7 @@ class OpenAITarget:
         }
         if not self._let_stop:
             body["min_tokens"] = turn.max_tokens
-        if self._ours:
-            body |= turn.sampling
-        text = json.dumps({**body, **self._extra})
+        text = json.dumps({**body, **sampling, **self._extra})
         return _with_files(text, marks, [data for _, data in files])
 
 

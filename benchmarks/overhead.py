@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
 
-from benchmarks.load import Load, run_load
+from benchmarks.load import Load, run_load_at
 from benchmarks.metrics import defined, distribution, output_throughput, tpot_s, ttft_s
 from benchmarks.paced_server import paced_server
 from benchmarks.records import RequestRecord
-from benchmarks.targets import open_target
 from benchmarks.workload import Workload
 
 __all__ = ["Overhead", "measure_overhead"]
@@ -38,18 +36,14 @@ def measure_overhead(
     with paced_server() as addresses:
         address = addresses[0] if protocol == "grpc" else addresses[1]
 
-        async def run(users: int) -> list[RequestRecord]:
-            target = open_target(address, timeout_s=120)
-            try:
-                load = Load(concurrency=users, conversations=conversations, warm_up=4)
-                records = await run_load(target, workload, load)
-                return [record for record in records if not record.warm_up]
-            finally:
-                await target.close()
+        def run(users: int) -> list[RequestRecord]:
+            load = Load(concurrency=users, conversations=conversations, warm_up=4)
+            records = run_load_at(address, workload, load, timeout_s=120)
+            return [record for record in records if not record.warm_up]
 
-        one = asyncio.run(run(1))
+        one = run(1)
         began = time.process_time()
-        many = asyncio.run(run(concurrency))
+        many = run(concurrency)
         cpu_s = time.process_time() - began
     return Overhead(
         ttft_ms=1000 * distribution(defined(ttft_s, one)).p50,

@@ -18,7 +18,6 @@ own, so its first --concurrency responses are left out as our warm-up is.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import base64
 import json
 import re
@@ -32,12 +31,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lengths import Lengths
-from benchmarks.load import Load, run_load
+from benchmarks.load import Load, run_load_at
 from benchmarks.markdown import markdown_table
 from benchmarks.metrics import SLO
 from benchmarks.records import RequestRecord
 from benchmarks.summary import summarise
-from benchmarks.targets import open_target
 from benchmarks.workload import Case, GeneratedWorkload, Workload
 from build import PackageUnavailable, unpack_package
 from internvl_triton import tensor_contract as contract
@@ -196,14 +194,6 @@ def run_perf_analyzer(
         return read_export(export.read_bytes(), output_tokens=tokens)
 
 
-async def _run_ours(server: str, workload: Workload, load: Load) -> list[RequestRecord]:
-    target = open_target(f"grpc://{server}", timeout_s=300)
-    try:
-        return await run_load(target, workload, load)
-    finally:
-        await target.close()
-
-
 def side_by_side(theirs: Sequence[RequestRecord], ours: Sequence[RequestRecord]) -> list[list[str]]:
     """Header, then a row per metric."""
     one, other = summarise(theirs, SLO()), summarise(ours, SLO())
@@ -253,7 +243,7 @@ def main(argv: list[str] | None = None) -> int:
     for record in theirs[: args.concurrency]:
         record.warm_up = True
     load = Load(concurrency=args.concurrency, conversations=args.requests, warm_up=args.concurrency)
-    ours = asyncio.run(_run_ours(args.server, workload(1), load))
+    ours = run_load_at(f"grpc://{args.server}", workload(1), load, timeout_s=300)
     shown = f"{' + '.join(args.mix)}, {args.output_tokens} tokens, {args.concurrency} at a time"
     print(f"{shown}\n\n{markdown_table(side_by_side(theirs, ours))}")
     return 0

@@ -12,7 +12,6 @@ answers of one token, and streamed tokens/s, both at `--concurrency` users.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import os
 import shutil
@@ -22,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.lengths import Lengths
-from benchmarks.load import Load, run_load
+from benchmarks.load import Load, run_load_at
 from benchmarks.markdown import markdown_table
 from benchmarks.metrics import (
     defined,
@@ -34,8 +33,7 @@ from benchmarks.metrics import (
     tpot_s,
 )
 from benchmarks.records import RequestRecord
-from benchmarks.targets import open_target
-from benchmarks.workload import Case, GeneratedWorkload
+from benchmarks.workload import Case, GeneratedWorkload, Workload
 from internvl_triton import tensor_contract as contract
 from internvl_triton.artifacts import LLMBuild
 from internvl_triton.errors import RequestFailed
@@ -43,7 +41,7 @@ from internvl_triton.program import program
 from internvl_triton.triton_config import render_repository
 from internvl_triton.triton_server import TritonServer, find_free_port
 
-__all__ = ["null_service", "pipeline_rows"]
+__all__ = ["answered", "null_service", "pipeline_rows"]
 
 NULL_ENGINES = Path(__file__).parent / "null_engines"
 CASES = ("text", "448x448", "1280x720", "1920x1080")
@@ -85,6 +83,15 @@ def null_service(
             yield server.grpc_url
 
 
+def answered(address: str, workload: Workload, load: Load, case: str) -> list[RequestRecord]:
+    """What was measured. Raises RequestFailed, naming the case, when a request fails."""
+    records = [r for r in run_load_at(address, workload, load, timeout_s=120) if not r.warm_up]
+    if errors := errors_by_kind(records):
+        failed = next(record for record in records if record.error)
+        raise RequestFailed(f"{case} at {address}: {errors}, such as: {failed.message}")
+    return records
+
+
 def pipeline_rows(
     services: Mapping[int, str],
     cases: Sequence[str],
@@ -103,20 +110,8 @@ def pipeline_rows(
     ) -> list[RequestRecord]:
         length = Lengths(str(output_tokens))
         workload = GeneratedWorkload((Case.parse(case),), seed=seed, output_tokens=length)
-
-        async def run() -> list[RequestRecord]:
-            target = open_target(f"grpc://{grpc_url}", timeout_s=120)
-            try:
-                load = Load(concurrency=users, conversations=requests, warm_up=users + 2)
-                return await run_load(target, workload, load)
-            finally:
-                await target.close()
-
-        records = [record for record in asyncio.run(run()) if not record.warm_up]
-        if errors := errors_by_kind(records):
-            failed = next(record for record in records if record.error)
-            raise RequestFailed(f"{case}: {errors}, such as: {failed.message}")
-        return records
+        load = Load(concurrency=users, conversations=requests, warm_up=users + 2)
+        return answered(f"grpc://{grpc_url}", workload, load, case)
 
     head = ["request", "chunks at a time"]
     rows = [[*head, "ms added", "ms per token", "requests/s", "tokens/s"]]

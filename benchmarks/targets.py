@@ -6,6 +6,8 @@ the client library, with its body already made.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from typing import Any, Protocol
 
@@ -15,7 +17,7 @@ from benchmarks.turn import Turn, check_length
 from internvl_triton.client import Answer, AsyncClient
 from internvl_triton.errors import InternVLTritonError, InvalidRequest
 
-__all__ = ["Target", "TritonTarget", "open_target"]
+__all__ = ["Target", "TritonTarget", "open_target", "served_model"]
 
 
 class Target(Protocol):
@@ -28,7 +30,7 @@ class Target(Protocol):
         """Whom we ask. Raises ServerUnavailable or another InternVLTritonError."""
         ...
 
-    async def close(self) -> None: ...
+    async def aclose(self) -> None: ...
 
 
 class TritonTarget:
@@ -66,7 +68,7 @@ class TritonTarget:
             check_length(record, turn.max_tokens)
         return answer.text
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         await self._client.close()
 
 
@@ -97,3 +99,13 @@ def open_target(
         let_stop=let_stop,
         extra=extra,
     )
+
+
+def served_model(address: str, **options: Any) -> str:
+    """Whom a target asks. options: of `open_target`. Raises an InternVLTritonError."""
+
+    async def ask() -> str:
+        async with contextlib.aclosing(open_target(address, **options)) as target:
+            return await target.model()
+
+    return asyncio.run(ask())

@@ -55,7 +55,7 @@ def run(address: str, load: Load, *mix: str, turns: int = 1) -> tuple[list[Reque
             return await run_load(target, workload, load)
         finally:
             watching.cancel()
-            await target.close()
+            await target.aclose()
 
     return asyncio.run(talk()), 2 * distribution(late).p90
 

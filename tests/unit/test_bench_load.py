@@ -73,7 +73,7 @@ class Counting:
     async def model(self) -> str:
         return "counting"
 
-    async def close(self) -> None: ...
+    async def aclose(self) -> None: ...
 
     async def ask(self, turn: Turn, record: RequestRecord) -> str:
         self.turns.append(turn)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench
+from benchmarks import bench, load, targets
 from benchmarks.load_run import LoadRun
 from benchmarks.records import RequestRecord
 from benchmarks.turn import Turn
@@ -29,7 +29,7 @@ class Endpoint:
     async def model(self) -> str:
         return "stub"
 
-    async def close(self) -> None: ...
+    async def aclose(self) -> None: ...
 
     async def ask(self, turn: Turn, record: RequestRecord) -> str:
         self.turns.append(turn)
@@ -46,7 +46,8 @@ class Endpoint:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
     def run(endpoint: Endpoint, *options: str) -> tuple[int, Path]:
-        monkeypatch.setattr(bench, "open_target", endpoint.open)
+        for module in (load, targets):
+            monkeypatch.setattr(module, "open_target", endpoint.open)
         folder = tmp_path / "report"
         words = ["--target", "http://stub/v1", "--mix", "text", "--no-overhead"]
         words += ["--output", str(folder), "--warm-up", "1", *options]

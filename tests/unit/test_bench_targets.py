@@ -144,7 +144,7 @@ def ask(
                 text = await target.ask(turn, record)
             return record, text
         finally:
-            await target.close()
+            await target.aclose()
             await runner.cleanup()
 
     return asyncio.run(run())

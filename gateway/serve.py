@@ -89,8 +89,8 @@ def listen(host: str, port: int) -> socket.socket:
     """Raises PortInUse, also for an address that is not this machine's."""
     try:
         listening = socket.create_server((host, port), backlog=2048)
-        # asyncio sets it only where it has made the socket itself; without it the kernel holds a
-        # small chunk back until the client has acknowledged the one before, up to 40 ms.
+        # Event loops set it only where they have made the socket themselves; without it the kernel
+        # holds a small chunk back until the client has acknowledged the one before, up to 40 ms.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
     except OSError as error:
@@ -140,8 +140,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     keys = _keys(args.api_keys, os.environ.get(KEY_VARIABLE))
+    import uvloop
+
     with listen(args.host, args.port) as listening:
-        asyncio.run(
+        uvloop.run(
             serve(
                 listening,
                 f"{args.grpc_host}:{args.grpc_port}",

@@ -59,6 +59,7 @@ def test_the_gateway_adds_little() -> None:
         "pybase64",
         "starlette",
         "uvicorn",
+        "uvloop",
     }
 
 

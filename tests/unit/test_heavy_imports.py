@@ -23,7 +23,7 @@ sys.meta_path.insert(0, Refuse())
 """
 # What a folder's modules import because they are about it; its programs do without for --help.
 OWN_LIBRARIES = """
-HEAVY |= {"httptools", "openai", "prometheus_client", "pybase64", "starlette", "uvicorn"}
+HEAVY |= {"httptools", "openai", "prometheus_client", "pybase64", "starlette", "uvicorn", "uvloop"}
 """
 IMPORT_ALL = "failed = {}\nfor name in sys.argv[1:]:\n" + (
     "    try:\n"

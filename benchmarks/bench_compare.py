@@ -234,8 +234,12 @@ def _compare_load(a: LoadRun, b: LoadRun, name: str, place_a: int, place_b: int)
     if any(failed > _MOST_FAILED * requests for failed, requests in failures):
         withheld = withheld or "requests failed"
     lengths = [float(np.mean(_answer_lengths(point) or [0])) for point in (first, second)]
-    other_lengths = all(lengths) and abs(lengths[0] - lengths[1]) > 0.01 * max(lengths)
-    if other_lengths:
+    unlike = ""
+    if any(record.output_tokens is None for p in (first, second) for record in p.measured):
+        found.append("an endpoint does not count tokens: nobody knows whose answers are longer")
+        unlike = "unknown lengths"
+    elif all(lengths) and abs(lengths[0] - lengths[1]) > 0.01 * max(lengths):
+        unlike = "different answers"
         found.append(
             f"answers have {lengths[0]:.1f} tokens in A and {lengths[1]:.1f} in B (mean): latency "
             "and rates are those of answers of different length"
@@ -244,7 +248,7 @@ def _compare_load(a: LoadRun, b: LoadRun, name: str, place_a: int, place_b: int)
     rows = [["", "A", "B", "B / A", "95 %", "verdict"]]
     rows.append(["requests answered", *answered, "-", "-", "-"])
     for metric in _METRICS:
-        reason = withheld or ("different answers" if metric.by_length and other_lengths else "")
+        reason = withheld or (unlike if metric.by_length else "")
         rows += _row(metric, metric.values(first), metric.values(second), reason)
     for label, key in _RATES.items():
         rows += _rate_row(label, first.summary[key], second.summary[key])
@@ -326,14 +330,19 @@ def _tokens_per_second(record: RequestRecord) -> float:
 
 
 def _within_slo(point: LoadPoint) -> list[float]:
-    """100 for every request within the SLO, 0 for every other one: goodput * window of them."""
+    """100 for every request within the SLO, 0 for every other one: goodput * window of them. []
+    where nobody knows."""
+    if point.summary["goodput_per_s"] is None:
+        return []
     requests = round(point.summary["requests"] or 0)
-    within = round((point.summary["goodput_per_s"] or 0) * (point.summary["window_s"] or 0))
+    within = round(point.summary["goodput_per_s"] * (point.summary["window_s"] or 0))
     return [100.0] * within + [0.0] * (requests - within)
 
 
 def _answer_lengths(point: LoadPoint) -> list[int]:
-    return [record.output_tokens for record in point.measured if not record.error]
+    """[] where tokens were not counted."""
+    lengths = [record.output_tokens for record in point.measured if not record.error]
+    return [length for length in lengths if length is not None]
 
 
 _METRICS = (

@@ -26,7 +26,7 @@ async def read_answer(pieces: AsyncIterator[bytes], record: RequestRecord, text:
     does after that belongs to no request.
 
     What is no such stream becomes the record's error: "error event", "bad event" (no JSON, or of
-    another shape), "cut off" (no [DONE]) or "no usage".
+    another shape) or "cut off" (no [DONE]). Tokens that the endpoint does not count are None.
     """
     counted = False
     async for arrived, data in _events(pieces):
@@ -46,8 +46,7 @@ async def read_answer(pieces: AsyncIterator[bytes], record: RequestRecord, text:
     if not record.ended_s:
         record.error, record.message = "cut off", "the stream ended without [DONE]"
     elif not counted:
-        record.error = "no usage"
-        record.message = "the endpoint does not count tokens (stream_options.include_usage)"
+        record.input_tokens = record.output_tokens = None
 
 
 def _note_choices(

@@ -153,7 +153,7 @@ def _point(
     num_tiles: int, batch: int, records: Sequence[RequestRecord], output_tokens: int
 ) -> GridPoint:
     measured = [record for record in records if not record.warm_up]
-    lengths = [record.input_tokens for record in measured if not record.error]
+    lengths = [record.input_tokens or 0 for record in measured if not record.error]
     return GridPoint(
         num_tiles=num_tiles,
         batch=batch,

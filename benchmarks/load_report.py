@@ -153,7 +153,10 @@ def _plots(run: LoadRun) -> list[str]:
     drawn = [point for point in run.points if point.summary["ttft_p50_ms"] is not None]
     if not drawn:
         return []
-    throughput = [point.summary["output_tokens_per_s"] or 0.0 for point in drawn]
+    rate, unit = "output_tokens_per_s", "output tokens/s"
+    if any(point.summary[rate] is None for point in drawn):
+        rate, unit = "requests_per_s", "requests/s"
+    throughput = [point.summary[rate] or 0.0 for point in drawn]
     latencies: dict[str, Sequence[float]] = {
         f"latency {part}": [(point.summary[f"latency_{part}_ms"] or 0.0) / 1000 for point in drawn]
         for part in ("p50", "p99")
@@ -164,7 +167,7 @@ def _plots(run: LoadRun) -> list[str]:
             latencies,
             marks=[point.load for point in drawn],
             title="Latency and throughput",
-            x_label="output tokens/s",
+            x_label=unit,
             y_label="latency, s",
         ),
         plots.distributions(
@@ -203,6 +206,8 @@ def run_warnings(run: LoadRun) -> list[str]:
             found.append(f"{point.load}: {failed:g} of {requests:g} requests failed")
         elif requests < 30:
             found.append(f"{point.load}: p99 of {requests:g} requests says little")
+        if any(record.output_tokens is None for record in point.measured):
+            found.append(f"{point.load}: the endpoint does not count tokens, so no rate of them")
         silent = sum(not record.error and not record.chunks_s for record in point.measured)
         if silent:
             found.append(f"{point.load}: {silent} answers had no text")

@@ -72,10 +72,12 @@ def itl_s(r: RequestRecord) -> list[float]:
 
 
 def tpot_s(r: RequestRecord) -> float:
-    """(latency - TTFT) / (output_tokens - 1). Raises NoMetricValue below 2 tokens."""
-    if r.output_tokens < 2:
+    """(latency - TTFT) / (output_tokens - 1). Raises NoMetricValue below 2 tokens, or where they
+    were not counted."""
+    tokens = _counted(r.output_tokens)
+    if tokens < 2:
         raise NoMetricValue("fewer than two tokens")
-    return (latency_s(r) - ttft_s(r)) / (r.output_tokens - 1)
+    return (latency_s(r) - ttft_s(r)) / (tokens - 1)
 
 
 def lateness_s(r: RequestRecord) -> float:
@@ -144,13 +146,16 @@ def request_throughput(records: Records) -> float:
 
 
 def output_throughput(records: Records) -> float:
-    """Tokens/s: output tokens of answered requests / window."""
-    return sum(r.output_tokens for r in _answered(records)) / window_s(records)
+    """Tokens/s: output tokens of answered requests / window. Raises NoMetricValue where an
+    answer's were not counted."""
+    return sum(_counted(r.output_tokens) for r in _answered(records)) / window_s(records)
 
 
 def total_throughput(records: Records) -> float:
-    """Tokens/s: input + output tokens of answered requests / window. Visual tokens are input."""
-    total = sum(r.input_tokens + r.output_tokens for r in _answered(records))
+    """Tokens/s: input + output tokens of answered requests / window. Visual tokens are input.
+    Raises NoMetricValue where an answer's were not counted."""
+    answered = _answered(records)
+    total = sum(_counted(r.input_tokens) + _counted(r.output_tokens) for r in answered)
     return total / window_s(records)
 
 
@@ -180,9 +185,14 @@ class SLO:
 
     def met_by(self, r: RequestRecord) -> bool:
         """Whether all limits hold. TPOT, which an answer of one token does not have, then breaks no
-        limit; an answer without text breaks that of TTFT, a failed request breaks all."""
+        limit; an answer without text breaks that of TTFT, a failed request breaks all.
+
+        Raises NoMetricValue for a limit of TPOT where tokens were not counted.
+        """
         if r.error or (self.ttft_s is not None and not r.chunks_s):
             return False
+        if self.tpot_s is not None:
+            _counted(r.output_tokens)
         limits = ((ttft_s, self.ttft_s), (tpot_s, self.tpot_s), (latency_s, self.latency_s))
         return all(
             value <= limit
@@ -193,13 +203,20 @@ class SLO:
 
 
 def goodput(records: Records, slo: SLO) -> float:
-    """Requests/s within the SLO: requests that meet every limit / window."""
+    """Requests/s within the SLO: requests that meet every limit / window. Raises NoMetricValue
+    where nobody knows (`SLO.met_by`)."""
     return sum(slo.met_by(r) for r in records) / window_s(records)
 
 
 def errors_by_kind(records: Records) -> dict[str, int]:
     """Kind -> number of requests, the most frequent first."""
     return dict(Counter(r.error for r in records if r.error).most_common())
+
+
+def _counted(tokens: int | None) -> int:
+    if tokens is None:
+        raise NoMetricValue("the endpoint does not count tokens")
+    return tokens
 
 
 def _answered(records: Records) -> list[RequestRecord]:

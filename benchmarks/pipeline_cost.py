@@ -6,7 +6,8 @@ Preprocessing, postprocessing, Triton, gRPC and the client are the real ones; th
 zeros and the language model a fixed token, without computing. Rows: a request, and how many chunks
 postprocessing takes at a time (`make serve POSTPROCESSING_BATCH=`), one service for each, measured
 in turn. Columns: added per request, TTFT of one user; per token, TPOT of one user; requests/s with
-answers of one token, and streamed tokens/s, both at `--concurrency` users.
+answers of one token, and streamed tokens/s, both at `--concurrency` users. The answers whose tokens
+are counted are long, so that the requests' own cost, which requests/s tells, does not count twice.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR")
     parser.add_argument("--cases", nargs="+", default=CASES, help=f"({' '.join(CASES)})")
     parser.add_argument("--requests", type=int, default=128, help="per measurement (%(default)s)")
-    parser.add_argument("--tokens", type=int, default=64, help="of an answer (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=256, help="of an answer (%(default)s)")
     parser.add_argument("--concurrency", type=int, default=32, help="(%(default)s)")
     parser.add_argument(
         "--postprocessing-batch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 from benchmarks.metrics import (
@@ -53,12 +54,20 @@ def summarise(records: Sequence[RequestRecord], slo: SLO) -> dict[str, float | N
         "requests": len(measured),
         "failed": sum(errors_by_kind(measured).values()),
         "window_s": window_s(measured),
-        "goodput_per_s": goodput(measured, slo),
+        "goodput_per_s": _defined(lambda: goodput(measured, slo)),
     }
-    summary |= {name: rate(measured) for name, rate in _RATES.items()}
+    for name, rate in _RATES.items():
+        summary[name] = _defined(functools.partial(rate, measured))
     for name, values in _TIMES.items():
         summary |= _distribution_ms(name, values(measured))
     return summary
+
+
+def _defined(rate: Callable[[], float]) -> float | None:
+    try:
+        return rate()
+    except NoMetricValue:
+        return None
 
 
 def _distribution_ms(name: str, values: Sequence[float]) -> dict[str, float | None]:

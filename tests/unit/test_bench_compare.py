@@ -255,6 +255,19 @@ def test_shorter_answers_are_no_faster_ones() -> None:
     assert table(compared)["TTFT mean, ms"][5] == "no difference seen"
 
 
+def test_nothing_is_said_about_answers_whose_tokens_nobody_counted() -> None:
+    made = records(120, ttft_s=0.3)
+    for record in made:
+        record.output_tokens = None
+    uncounted = LoadPoint("concurrency 1", summarise(made, SLO(tpot_s=0.2)), {}, made)
+    (compared,) = compare(run(simple(0.2)), run(uncounted))
+    assert "does not count tokens" in compared.cautions[0]
+    shown = table(compared)
+    assert shown["latency mean, ms"][5] == "unknown lengths"
+    assert shown["TTFT mean, ms"][5] == "A better"
+    assert shown["goodput/s"][2] == shown["within the SLO, % of requests"][2] == "-"
+
+
 # --- failures -----------------------------------------------------------------------------------
 
 

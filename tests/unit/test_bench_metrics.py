@@ -33,7 +33,7 @@ def record(
     *chunks: float,
     sent: float = 0.0,
     ended: float | None = None,
-    tokens: int = 0,
+    tokens: int | None = 0,
     error: str = "",
     **fields: object,
 ) -> RequestRecord:
@@ -67,6 +67,7 @@ def test_one_request() -> None:
         (itl_s, record(1.1, tokens=1)),
         (tpot_s, record(1.1, tokens=1)),
         (tpot_s, record(1.1, 1.2, tokens=2, error="timeout")),
+        (tpot_s, record(1.1, 1.2, tokens=None)),
         (lateness_s, record(1.1)),
     ],
 )
@@ -111,6 +112,20 @@ def test_goodput_needs_every_limit() -> None:
     assert goodput(RUN, SLO(latency_s=1.9)) == 0
     one_token = record(0.1, sent=0.0, ended=1.0, tokens=1)
     assert goodput([one_token], SLO(ttft_s=0.2, tpot_s=0.001)) == approx(1.0)
+
+
+def test_tokens_that_were_not_counted_have_no_rate() -> None:
+    uncounted = record(0.5, 1.0, sent=0.0, tokens=None, input_tokens=None)
+    run = [uncounted, record(1.5, sent=0.0, ended=2.0, tokens=4, input_tokens=10)]
+    assert request_throughput(run) == approx(2 / 2)
+    assert goodput(run, SLO(ttft_s=1.0)) == approx(1 / 2)
+    for unknown in (output_throughput, total_throughput):
+        with pytest.raises(NoMetricValue, match="does not count"):
+            unknown(run)
+    with pytest.raises(NoMetricValue, match="does not count"):
+        goodput(run, SLO(tpot_s=1.0))
+    failed = record(sent=0.0, ended=1.0, tokens=None, error="RequestFailed")
+    assert output_throughput([failed, *run[1:]]) == approx(4 / 2)
 
 
 def test_distribution() -> None:

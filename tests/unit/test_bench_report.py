@@ -80,6 +80,22 @@ def test_a_run_survives_its_file(tmp_path: Path) -> None:
         LoadRun.read(tmp_path)
 
 
+def test_a_run_without_token_counts_has_a_report(tmp_path: Path) -> None:
+    made = records(42, ttft_s=0.2, seed=1)
+    for record in made:
+        record.input_tokens = record.output_tokens = None
+    written = run()
+    written.points[0] = point("concurrency 1", made)
+    summary = written.points[0].summary
+    assert summary["output_tokens_per_s"] is summary["tpot_p50_ms"] is None
+    assert summary["requests_per_s"] == pytest.approx(40 / summary["window_s"])  # type: ignore[operator]
+    write_report(written, tmp_path)
+    assert LoadRun.read(tmp_path) == written
+    page = html_text(written)
+    assert "concurrency 1: the endpoint does not count tokens" in page
+    assert "concurrency 8: the endpoint" not in page
+
+
 def test_csv_has_a_line_per_load() -> None:
     first, second = csv.DictReader(io.StringIO(csv_text(run())))
     assert (first["load"], second["load"]) == ("concurrency 1", "concurrency 8")

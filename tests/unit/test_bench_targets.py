@@ -72,9 +72,13 @@ def test_the_last_event_may_lack_its_line_end() -> None:
     assert (text, record.error) == ("a", "")
 
 
+def test_tokens_that_nobody_counted_are_unknown() -> None:
+    record, text = read(delta(content="a"), DONE)
+    assert (record.input_tokens, record.output_tokens, record.error, text) == (None, None, "", "a")
+
+
 def test_what_goes_wrong_in_a_stream_has_a_kind() -> None:
     assert read(delta(content="a"), USAGE)[0].error == "cut off"
-    assert read(delta(content="a"), DONE)[0].error == "no usage"
     failed, _ = read(delta(content="a"), event(error={"message": "out of memory"}))
     assert failed.error == "error event"
     assert "out of memory" in failed.message
@@ -276,6 +280,14 @@ def test_another_length_than_asked_for_is_an_error_unless_answers_may_stop() -> 
     assert record.error == "wrong length"
     record, text = ask(streaming(*ANSWER), longer, let_stop=True)
     assert (record.error, text) == ("", "a")
+
+
+def test_an_endpoint_that_counts_no_tokens_is_an_error_unless_answers_may_stop() -> None:
+    record, _ = ask(streaming(delta(content="a"), DONE), TEXT)
+    assert record.error == "no usage"
+    assert "--let-stop" in record.message
+    record, text = ask(streaming(delta(content="a"), DONE), TEXT, let_stop=True)
+    assert (record.error, record.output_tokens, text) == ("", None, "a")
 
 
 @pytest.mark.parametrize("models", [{"data": None}, [], {"data": ["x"]}, {"data": []}, "text"])

@@ -253,7 +253,7 @@ class AsyncClient:
         )
         return b"".join(found[text].reshape(-1).tolist())
 
-    async def stream(
+    def stream(
         self,
         prompt: str | Sequence[dict[str, Any]],
         *,
@@ -262,7 +262,7 @@ class AsyncClient:
         timeout_s: float | None = None,
         answer: Answer | None = None,
         **sampling: Any,
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk, None]:
         """Chunks of the answer as they are generated.
 
         prompt: a question, or a list of chat messages ({"role", "content"}).
@@ -273,10 +273,7 @@ class AsyncClient:
         RequestTimedOut, ServerUnavailable.
         """
         answer = Answer() if answer is None else answer
-        chunks = self._run(prompt, images, videos, sampling, True, timeout_s, answer)
-        async with contextlib.aclosing(chunks):
-            async for chunk in chunks:
-                yield chunk
+        return self._run(prompt, images, videos, sampling, True, timeout_s, answer)
 
     async def close(self) -> None:
         await self._transport.close()

@@ -35,6 +35,7 @@ from benchmarks.answer_scores import (
     wilson_interval,
 )
 from benchmarks.markdown import markdown_table
+from benchmarks.metrics import NoMetricValue
 from benchmarks.running_service import running_service
 from benchmarks.vqa import VqaQuestion, read_vqa, scene_questions
 from internvl_triton.client import AsyncClient
@@ -191,7 +192,7 @@ def score_table(results: Sequence[Result]) -> list[list[str]]:
     for kind, members in by_kind(results).items():
         right = sum(result.exact for result in members)
         scores = [result.anls for result in members]
-        similar = bootstrap_interval(scores, [result.group for result in members])
+        similar = _spread(scores, [result.group for result in members])
         rows.append(
             [
                 kind,
@@ -199,7 +200,7 @@ def score_table(results: Sequence[Result]) -> list[list[str]]:
                 _percent(right / len(members)),
                 _range(wilson_interval(right, len(members))),
                 _percent(sum(scores) / len(scores)),
-                _range(similar),
+                similar,
                 str(sum(bool(result.error) for result in members)),
             ]
         )
@@ -239,9 +240,9 @@ def comparison_table(ours: Sequence[Result], theirs: Sequence[Result]) -> list[l
                 str(only_other),
                 f"{mcnemar_p(only_here, only_other):.3g}",
                 _points(sum(exact) / count),
-                _range(bootstrap_interval(exact, pictures), signed=True),
+                _spread(exact, pictures, signed=True),
                 _points(sum(similar) / count),
-                _range(bootstrap_interval(similar, pictures), signed=True),
+                _spread(similar, pictures, signed=True),
                 _percent(sum(one.given == other.given for one, other in members) / count),
             ]
         )
@@ -327,6 +328,14 @@ def _percent(share: float) -> str:
 
 def _points(share: float) -> str:
     return f"{100 * share:+.2f}"
+
+
+def _spread(values: Sequence[float], groups: Sequence[str], *, signed: bool = False) -> str:
+    """The bootstrap interval, "-" where all questions are about one picture."""
+    try:
+        return _range(bootstrap_interval(values, groups), signed=signed)
+    except NoMetricValue:
+        return "-"
 
 
 def _range(interval: tuple[float, float], *, signed: bool = False) -> str:

@@ -26,6 +26,7 @@ from benchmarks.lengths import Lengths
 from benchmarks.load import Load, run_load_at
 from benchmarks.markdown import markdown_table
 from benchmarks.metrics import SLO
+from benchmarks.option_types import at_least
 from benchmarks.records import RequestRecord
 from benchmarks.summary import summarise
 from benchmarks.targets import served_model
@@ -167,9 +168,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tokenizer", type=Path, help="another tokenizer's directory")
     parser.add_argument("--environment", type=Path, default=ENVIRONMENT, help="(%(default)s)")
     parser.add_argument("--mix", nargs="+", default=["448x448"], metavar="CASE", help="(448x448)")
-    parser.add_argument("--requests", type=int, default=40, help="(%(default)s)")
-    parser.add_argument("--concurrency", type=int, default=4, help="(%(default)s)")
-    parser.add_argument("--output-tokens", type=int, default=32, help="(%(default)s)")
+    parser.add_argument("--requests", type=at_least(1), default=40, help="(%(default)s)")
+    parser.add_argument("--concurrency", type=at_least(1), default=4, help="(%(default)s)")
+    parser.add_argument("--output-tokens", type=at_least(1), default=32, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     args = parser.parse_args(argv)
 

@@ -12,6 +12,8 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.metrics import NoMetricValue
+
 __all__ = [
     "Interval",
     "anls",
@@ -80,8 +82,12 @@ def bootstrap_interval(
     Formula: the 2.5 % and 97.5 % quantiles, over 2,000 draws of as many groups as there are, with
     replacement, of (sum of the drawn groups' values) / (number of them). For two runs over the
     same questions, give the differences question by question (paired bootstrap).
+
+    Raises NoMetricValue of a single group, whose draws are all the same.
     """
     names = {group: index for index, group in enumerate(dict.fromkeys(groups))}
+    if len(names) < 2:
+        raise NoMetricValue("one group")
     index = np.array([names[group] for group in groups])
     sums = np.bincount(index, weights=np.asarray(values, np.float64))
     counts = np.bincount(index).astype(np.float64)

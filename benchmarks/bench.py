@@ -31,7 +31,7 @@ from benchmarks.lengths import Lengths
 from benchmarks.load import Load, run_load_at
 from benchmarks.load_report import markdown_text, write_report
 from benchmarks.load_run import LoadPoint, LoadRun
-from benchmarks.metrics import SLO, NoMetricValue, errors_by_kind
+from benchmarks.metrics import SLO, NoMetricValue, distribution, errors_by_kind
 from benchmarks.overhead import measure_overhead
 from benchmarks.prometheus import read_samples
 from benchmarks.running_service import running_service
@@ -121,6 +121,7 @@ def measure(
     run = LoadRun(
         title=f"{model}: {_workload_name(args)}",
         settings={
+            "build": _build_name(args),
             "target": "started for this run" if args.target is None else target,
             "model": model,
             "workload": _workload_name(args),
@@ -153,8 +154,9 @@ def _measure_point(
     args: argparse.Namespace,
 ) -> LoadPoint:
     before = read_samples(metrics_url) if metrics_url else None
+    lags_s: list[float] = []
     with GpuUse() as gpus:
-        records = run_load_at(target, workload, load, **_target_options(args))
+        records = run_load_at(target, workload, load, lags_s=lags_s, **_target_options(args))
     if all(record.warm_up for record in records):
         raise InvalidRequest(
             f"{load.name}: nothing was measured behind the warm-up of {load.warm_up} requests and "
@@ -166,6 +168,7 @@ def _measure_point(
         errors=errors_by_kind([record for record in records if not record.warm_up]),
         records=records,
         gpus=gpus.mean(),
+        generator_lag_ms=1000 * distribution(lags_s or [0.0]).p99,
     )
     if metrics_url and before:
         time.sleep(SETTLE_S)
@@ -220,6 +223,13 @@ def _distinct(args: argparse.Namespace) -> str:
     if args.images or args.jsonl:
         return "those of the files, again and again"
     return str(args.distinct or "all")
+
+
+def _build_name(args: argparse.Namespace) -> str:
+    if args.target is not None:
+        return "the target's"
+    precision = args.precision or "the checkpoint's precision"
+    return f"{precision}, TP {args.tp_size}, CPU engines"
 
 
 def _workload_name(args: argparse.Namespace) -> str:
@@ -319,7 +329,7 @@ def _check(args: argparse.Namespace) -> None:
             )
 
 
-@program(interrupted="interrupted; loads that had finished are in the report")
+@program(interrupted="interrupted; the report, if a load had finished, holds those that had")
 def main(argv: list[str] | None = None) -> int:
     args = _arguments(argv)
     _check(args)

@@ -167,8 +167,9 @@ def _places(run: LoadRun) -> dict[str, int]:
 def different_requests(a: LoadRun, b: LoadRun) -> list[str]:
     """What was not asked alike, a text each.
 
-    That is every setting but the target, the model and the SLO, which the server does not see. The
-    seed counts when it draws sizes, lengths or arrivals, not when it draws only pixels and words.
+    That is every setting but the build, the target and the model, which are what is compared, and
+    the SLO, which the server does not see. The seed counts when it draws sizes, lengths or
+    arrivals, not when it draws only pixels and words.
     """
     one, other = _asked(a), _asked(b)
     if _seed_is_harmless(a) and _seed_is_harmless(b):
@@ -178,7 +179,7 @@ def different_requests(a: LoadRun, b: LoadRun) -> list[str]:
 
 
 def _asked(run: LoadRun) -> dict[str, str]:
-    return {k: v for k, v in run.settings.items() if k not in ("target", "model", "SLO")}
+    return {k: v for k, v in run.settings.items() if k not in ("build", "target", "model", "SLO")}
 
 
 def _seed_is_harmless(run: LoadRun) -> bool:

@@ -42,6 +42,7 @@ import numpy as np
 
 from benchmarks.conversion_memory import peak_bytes
 from benchmarks.markdown import markdown_table
+from benchmarks.option_types import at_least
 from internvl_triton.errors import BuildFailed, InvalidRequest
 from internvl_triton.program import program
 from internvl_triton.published_models import published_config
@@ -338,7 +339,7 @@ def main(argv: list[str] | None = None) -> int:
         default=WORK_DIR,
         help="where to write, about 22 GB at a time, removed afterwards (default: %(default)s)",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="conversions (%(default)s)")
+    parser.add_argument("--rounds", type=at_least(1), default=3, help="conversions (%(default)s)")
     args = parser.parse_args(argv)
     check_packages()
     measured = [

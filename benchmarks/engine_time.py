@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.markdown import markdown_table
+from benchmarks.option_types import at_least
 from benchmarks.side_by_side import ratio_row, time_in_turn
 from internvl_triton.artifacts import Artifacts, LLMBuild
 from internvl_triton.cpu_llm import CpuLlmEngine, GenerationRequest
@@ -177,16 +178,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--model", default="demo", help="name or directory (%(default)s)")
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR")
-    parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
+    parser.add_argument("--rounds", type=at_least(1), default=5, help="(%(default)s)")
     parser.add_argument(
         "--prompt",
-        type=int,
+        type=at_least(1),
         nargs="+",
         default=(64, 512),
         metavar="N",
         help="tokens, of a question alone and of one with a picture (64 512)",
     )
-    parser.add_argument("--tokens", type=int, default=64, help="of an answer (%(default)s)")
+    parser.add_argument("--tokens", type=at_least(1), default=64, help="of an answer (%(default)s)")
     args = parser.parse_args(argv)
     artifacts, port = _load(args.model, args.artifacts)
     rows = vision_rows(artifacts, port, rounds=args.rounds)

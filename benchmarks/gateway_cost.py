@@ -30,6 +30,7 @@ from benchmarks.lengths import Lengths
 from benchmarks.load import Load
 from benchmarks.markdown import markdown_table
 from benchmarks.metrics import defined, distribution, tpot_s, ttft_s
+from benchmarks.option_types import at_least
 from benchmarks.paced_server import paced_server
 from benchmarks.pipeline_cost import answered, null_service
 from benchmarks.running_gateway import running_gateway
@@ -93,12 +94,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="demo", help="whose prompts and shapes (%(default)s)")
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR")
     parser.add_argument("--cases", nargs="+", default=CASES, help=f"({' '.join(CASES)})")
-    parser.add_argument("--requests", type=int, default=60, help="per round (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=9, help="(%(default)s)")
+    parser.add_argument("--requests", type=at_least(1), default=60, help="per round (%(default)s)")
+    parser.add_argument("--rounds", type=at_least(1), default=9, help="(%(default)s)")
     parser.add_argument(
-        "--tokens", type=int, default=64, help="of the longer answers (%(default)s)"
+        "--tokens", type=at_least(2), default=64, help="of the longer answers (%(default)s)"
     )
-    parser.add_argument("--users", type=int, default=1, help="at the same time (%(default)s)")
+    parser.add_argument(
+        "--users", type=at_least(1), default=1, help="at the same time (%(default)s)"
+    )
     args = parser.parse_args(argv)
     with (
         null_service(args.model, args.artifacts) as grpc_url,

@@ -25,7 +25,7 @@ from internvl_triton.errors import InvalidRequest
 
 __all__ = ["Load", "arrival_times", "run_load", "run_load_at"]
 
-
+LAG_PERIOD_S = 0.005
 _DRAWN_AHEAD = 64
 
 
@@ -76,21 +76,43 @@ class Load:
         return f"{self.rate:g}/s {self.arrivals}"
 
 
-async def run_load(target: Target, workload: Workload, load: Load) -> list[RequestRecord]:
-    """Every request's record, in the order of sending; those that do not count are marked."""
+async def run_load(
+    target: Target, workload: Workload, load: Load, *, lags_s: list[float] | None = None
+) -> list[RequestRecord]:
+    """Every request's record, in the order of sending; those that do not count are marked.
+
+    lags_s: gets, every LAG_PERIOD_S, by how much the load generator was late: so late it may have
+    noted what came meanwhile.
+    """
     run = _Run(target, workload, load)
-    await (run.closed_loop() if load.rate is None else run.open_loop())
+    watching = asyncio.create_task(_note_lags([] if lags_s is None else lags_s))
+    try:
+        await (run.closed_loop() if load.rate is None else run.open_loop())
+    finally:
+        watching.cancel()
     return sorted(run.records, key=lambda record: record.sent_s)
 
 
+async def _note_lags(lags_s: list[float]) -> None:
+    while True:
+        due_s = time.perf_counter() + LAG_PERIOD_S
+        await asyncio.sleep(LAG_PERIOD_S)
+        lags_s.append(time.perf_counter() - due_s)
+
+
 def run_load_at(
-    address: str, workload: Workload, load: Load, **options: Any
+    address: str,
+    workload: Workload,
+    load: Load,
+    *,
+    lags_s: list[float] | None = None,
+    **options: Any,
 ) -> list[RequestRecord]:
     """`run_load` against the target at `address`. options: of `open_target`."""
 
     async def run() -> list[RequestRecord]:
         async with contextlib.aclosing(open_target(address, **options)) as target:
-            return await run_load(target, workload, load)
+            return await run_load(target, workload, load, lags_s=lags_s)
 
     return asyncio.run(run())
 

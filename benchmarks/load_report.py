@@ -97,7 +97,8 @@ def _tables(run: LoadRun) -> list[tuple[str, Rows]]:
     tables = [("Throughput", _main_table(run)), ("Times in ms", _times_table(run))]
     staged = [point for point in run.points if point.stages]
     if staged:
-        tables.append(("Where the time goes, mean ms per request", _stage_table(staged)))
+        title = "Where the time goes, mean ms per request, those of the warm-up and the ramp too"
+        tables.append((title, _stage_table(staged)))
     errors = [
         [point.load, kind, str(count)]
         for point in run.points
@@ -106,7 +107,7 @@ def _tables(run: LoadRun) -> list[tuple[str, Rows]]:
     if errors:
         tables.append(("Errors", [["load", "kind", "requests"], *errors]))
     gpus = [
-        [f"{point.load}, GPU {index}", *(f"{use.get(name, float('nan')):.0f}" for name in _GPU)]
+        [f"{point.load}, GPU {index}", *(_number(use.get(name), 0) for name in _GPU)]
         for point in run.points
         for index, use in point.gpus.items()
     ]
@@ -119,6 +120,7 @@ def _tables(run: LoadRun) -> list[tuple[str, Rows]]:
     return tables
 
 
+_MOST_LAG = 0.1  # of the TTFT
 _GPU = {"utilisation_percent": "busy %", "memory_mib": "memory MiB", "power_w": "power W"}
 
 
@@ -140,12 +142,12 @@ def _times_table(run: LoadRun) -> Rows:
 
 def _stage_table(points: Sequence[LoadPoint]) -> Rows:
     names = list(dict.fromkeys(name for point in points for name in point.stages))
-    rows = [["load", *names, "sum of stages / latency"]]
+    rows = [["load", *names, "latency", "sum of stages / latency"]]
     for point in points:
         total = sum(point.stages.values())
         known = total - point.stages.get("unaccounted", 0.0)
         cells = [_number(1000 * point.stages[n] if n in point.stages else None, 2) for n in names]
-        rows.append([point.load, *cells, f"{100 * known / total:.1f} %"])
+        rows.append([point.load, *cells, _number(1000 * total, 2), f"{100 * known / total:.1f} %"])
     return rows
 
 
@@ -221,7 +223,21 @@ def run_warnings(run: LoadRun) -> list[str]:
             share = point.summary["output_tokens_per_s"] / most
             if share > 0.3:
                 found.append(f"{point.load}: the generator was at {100 * share:.0f} % of its limit")
+        ttft_ms = point.summary["ttft_p50_ms"]
+        if ttft_ms is not None and point.generator_lag_ms > _MOST_LAG * ttft_ms:
+            found.append(
+                f"{point.load}: the generator itself was {point.generator_lag_ms:.0f} ms late "
+                f"(p99) to note what came, beside a TTFT of {ttft_ms:.0f} ms (p50): let it run on "
+                "another machine than the server, or take fewer users"
+            )
         total = sum(point.stages.values())
+        mean = (point.summary["latency_mean_ms"] or 0.0) / 1000
+        if point.stages and abs(total - mean) > 0.05 * mean:
+            found.append(
+                f"{point.load}: the stages are those of all requests, {1000 * total:.0f} ms, and "
+                f"the warm-up or the ramp took another time than the {1000 * mean:.0f} ms that "
+                "were measured"
+            )
         if point.stages and abs(point.stages.get("unaccounted", 0.0)) > 0.05 * total:
             found.append(f"{point.load}: the stages do not add up to the latency within 5 %")
     return found

@@ -18,8 +18,10 @@ _FORMAT = 1
 
 @dataclass
 class LoadPoint:
-    """One load. summary: see summary.py; stages: name -> mean s per request, with "unaccounted";
-    no_stages: why there are none although they were asked for."""
+    """One load. summary: see summary.py. stages: name -> mean s per request, with "unaccounted";
+    of all requests, the warm-up too, because the server's counters know none. no_stages: why there
+    are none although they were asked for. generator_lag_ms: p99 of how late the load generator
+    came to what it had to do (`load.run_load`)."""
 
     load: str
     summary: dict[str, float | None]
@@ -28,6 +30,7 @@ class LoadPoint:
     stages: dict[str, float] = field(default_factory=dict)
     gpus: dict[str, dict[str, float]] = field(default_factory=dict)
     no_stages: str = ""
+    generator_lag_ms: float = 0.0
 
     @property
     def measured(self) -> list[RequestRecord]:

@@ -18,8 +18,10 @@ from internvl_triton.errors import ServerUnavailable
 __all__ = ["OpenAITarget"]
 
 OWNER = "internvl-triton"  # of the models that our own gateway lists
-_LIST_TIMEOUT_S = 5.0  # where the model is named and the list only says whose endpoint it is
-_REST_TIMEOUT_S = 1.0  # for what comes behind an answer
+_LIST_TIMEOUT_S = 20.0
+_ONLY_WHOSE_TIMEOUT_S = 5.0  # where the model is named and the list only says whose endpoint it is
+_REST_TIMEOUT_S = 0.25  # for what comes behind an answer
+_NO_REST_TIMEOUT_S = 0.002  # once nothing came
 
 
 class OpenAITarget:
@@ -48,6 +50,7 @@ class OpenAITarget:
         self._timeout_s = timeout_s
         self._let_stop = let_stop
         self._extra = extra or {}
+        self._rest_timeout_s = _REST_TIMEOUT_S
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=timeout_s),
@@ -66,7 +69,8 @@ class OpenAITarget:
     async def _read_list(self) -> tuple[str, bool]:
         import aiohttp
 
-        timeout = aiohttp.ClientTimeout(_LIST_TIMEOUT_S if self._named else self._timeout_s)
+        longest = _ONLY_WHOSE_TIMEOUT_S if self._named else _LIST_TIMEOUT_S
+        timeout = aiohttp.ClientTimeout(min(longest, self._timeout_s))
         try:
             async with self._session.get(f"{self._url}/models", timeout=timeout) as response:
                 first = (await response.json(content_type=None))["data"][0]
@@ -84,7 +88,7 @@ class OpenAITarget:
             raise ServerUnavailable(
                 f"{self._url}/models did not name a model ({type(error).__name__}); is it the "
                 "base URL of an OpenAI-compatible endpoint, such as http://localhost:8000/v1? "
-                "--endpoint-model names one that is not listed"
+                "`make bench` takes --endpoint-model for one that is not listed"
             ) from error
 
     async def ask(self, turn: Turn, record: RequestRecord) -> str:
@@ -118,10 +122,14 @@ class OpenAITarget:
                     record.message = (await response.text(errors="replace"))[:500]
                 else:
                     await read_answer(response.content.iter_any(), record, text)
-                    # To the end, so that the connection can serve again; some never end it.
-                    await asyncio.wait_for(response.content.read(), _REST_TIMEOUT_S)
+                    # To the end, so that the connection can serve again. Where an endpoint does
+                    # not end it, no further caller waits for that.
+                    await asyncio.wait_for(response.content.read(), self._rest_timeout_s)
+                    self._rest_timeout_s = _REST_TIMEOUT_S
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-            if not record.ended_s:
+            if record.ended_s:
+                self._rest_timeout_s = _NO_REST_TIMEOUT_S
+            else:
                 late = isinstance(error, asyncio.TimeoutError)
                 record.error = "RequestTimedOut" if late else type(error).__name__
                 record.message = str(error)

@@ -34,6 +34,7 @@ from benchmarks.lengths import Lengths
 from benchmarks.load import Load, run_load_at
 from benchmarks.markdown import markdown_table
 from benchmarks.metrics import SLO
+from benchmarks.option_types import at_least
 from benchmarks.records import RequestRecord
 from benchmarks.summary import summarise
 from benchmarks.workload import Case, GeneratedWorkload, Workload
@@ -215,9 +216,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--server", default="127.0.0.1:8001", help="gRPC (%(default)s)")
     parser.add_argument("--program", help=f"(one that is installed into {FOLDER})")
     parser.add_argument("--mix", nargs="+", default=["448x448"], metavar="CASE", help="(448x448)")
-    parser.add_argument("--requests", type=int, default=40, help="(%(default)s)")
-    parser.add_argument("--concurrency", type=int, default=4, help="(%(default)s)")
-    parser.add_argument("--output-tokens", type=int, default=32, help="(%(default)s)")
+    parser.add_argument("--requests", type=at_least(1), default=40, help="(%(default)s)")
+    parser.add_argument("--concurrency", type=at_least(1), default=4, help="(%(default)s)")
+    parser.add_argument("--output-tokens", type=at_least(1), default=32, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     parser.add_argument("--write-input", type=Path, help="only write perf_analyzer's input file")
     args = parser.parse_args(argv)
@@ -229,7 +230,12 @@ def main(argv: list[str] | None = None) -> int:
 
     if args.write_input:
         text = json.dumps(input_data(workload(0), args.requests))
-        args.write_input.write_text(text, encoding="utf-8")
+        try:
+            args.write_input.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise InvalidRequest(
+                f"--write-input {args.write_input} cannot be written ({error.strerror})"
+            ) from error
         print(f"wrote {args.write_input}")
         return 0
     theirs = run_perf_analyzer(
@@ -245,7 +251,10 @@ def main(argv: list[str] | None = None) -> int:
     load = Load(concurrency=args.concurrency, conversations=args.requests, warm_up=args.concurrency)
     ours = run_load_at(f"grpc://{args.server}", workload(1), load, timeout_s=300)
     shown = f"{' + '.join(args.mix)}, {args.output_tokens} tokens, {args.concurrency} at a time"
-    print(f"{shown}\n\n{markdown_table(side_by_side(theirs, ours))}")
+    print(
+        f"{shown}\n\n{markdown_table(side_by_side(theirs, ours))}\n\n"
+        "Theirs count every response, also one without text; ours begin at the first text."
+    )
     return 0
 
 

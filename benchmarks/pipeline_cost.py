@@ -5,9 +5,10 @@
 Preprocessing, postprocessing, Triton, gRPC and the client are the real ones; the vision step gives
 zeros and the language model a fixed token, without computing. Rows: a request, and how many chunks
 postprocessing takes at a time (`make serve POSTPROCESSING_BATCH=`), one service for each, measured
-in turn. Columns: added per request, TTFT of one user; per token, TPOT of one user; requests/s with
-answers of one token, and streamed tokens/s, both at `--concurrency` users. The answers whose tokens
-are counted are long, so that the requests' own cost, which requests/s tells, does not count twice.
+in turn, several rounds, of which the medians are shown. Columns: added per request, the latency of
+an answer of one token for one user; per token, TPOT of one user; requests/s with answers of one
+token, and streamed tokens/s, both at `--concurrency` users. The answers whose tokens are counted
+are long, so that the requests' own cost, which requests/s tells, does not count twice.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.lengths import Lengths
 from benchmarks.load import Load, run_load_at
 from benchmarks.markdown import markdown_table
@@ -33,6 +36,7 @@ from benchmarks.metrics import (
     request_throughput,
     tpot_s,
 )
+from benchmarks.option_types import at_least
 from benchmarks.records import RequestRecord
 from benchmarks.workload import Case, GeneratedWorkload, Workload
 from internvl_triton import tensor_contract as contract
@@ -100,6 +104,7 @@ def pipeline_rows(
     requests: int,
     tokens: int,
     concurrency: int,
+    rounds: int,
 ) -> list[list[str]]:
     """Header, then a row per case and service (chunks at a time -> gRPC host:port).
 
@@ -107,23 +112,31 @@ def pipeline_rows(
     """
 
     def measured(
-        grpc_url: str, case: str, users: int, output_tokens: int, seed: int
+        grpc_url: str, case: str, users: int, output_tokens: int, seed: tuple[int, int]
     ) -> list[RequestRecord]:
         length = Lengths(str(output_tokens))
         workload = GeneratedWorkload((Case.parse(case),), seed=seed, output_tokens=length)
         load = Load(concurrency=users, conversations=requests, warm_up=users + 2)
         return answered(f"grpc://{grpc_url}", workload, load, case)
 
+    def one_round(url: str, case: str, number: int) -> tuple[float, float, float, float]:
+        one = distribution(defined(latency_s, measured(url, case, 1, 1, (number, 1)))).p50
+        token = distribution(defined(tpot_s, measured(url, case, 1, tokens, (number, 2)))).p50
+        busy = request_throughput(measured(url, case, concurrency, 1, (number, 3)))
+        streamed = output_throughput(measured(url, case, concurrency, tokens, (number, 4)))
+        return 1000 * one, 1000 * token, busy, streamed
+
     head = ["request", "chunks at a time"]
     rows = [[*head, "ms added", "ms per token", "requests/s", "tokens/s"]]
     for case in cases:
-        for batch, url in services.items():
-            one = distribution(defined(latency_s, measured(url, case, 1, 1, 1))).p50
-            token = distribution(defined(tpot_s, measured(url, case, 1, tokens, 2))).p50
-            busy = request_throughput(measured(url, case, concurrency, 1, 3))
-            streamed = output_throughput(measured(url, case, concurrency, tokens, 4))
-            times = [f"{1000 * one:.1f}", f"{1000 * token:.3f}"]
-            rows.append([case, str(batch), *times, f"{busy:.1f}", f"{streamed:.0f}"])
+        found: dict[int, list[tuple[float, ...]]] = {batch: [] for batch in services}
+        for number in range(rounds):
+            for batch, url in services.items():
+                found[batch].append(one_round(url, case, number))
+        for batch, values in found.items():
+            one, token, busy, streamed = np.median(values, axis=0)
+            cells = [f"{one:.1f}", f"{token:.3f}", f"{busy:.1f}", f"{streamed:.0f}"]
+            rows.append([case, str(batch), *cells])
     return rows
 
 
@@ -135,12 +148,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="demo", help="whose prompts and shapes (%(default)s)")
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR")
     parser.add_argument("--cases", nargs="+", default=CASES, help=f"({' '.join(CASES)})")
-    parser.add_argument("--requests", type=int, default=128, help="per measurement (%(default)s)")
-    parser.add_argument("--tokens", type=int, default=256, help="of an answer (%(default)s)")
-    parser.add_argument("--concurrency", type=int, default=32, help="(%(default)s)")
+    parser.add_argument(
+        "--requests", type=at_least(1), default=96, help="per measurement (%(default)s)"
+    )
+    parser.add_argument("--rounds", type=at_least(1), default=3, help="(%(default)s)")
+    parser.add_argument(
+        "--tokens", type=at_least(2), default=128, help="of a long answer (%(default)s)"
+    )
+    parser.add_argument("--concurrency", type=at_least(1), default=32, help="(%(default)s)")
     parser.add_argument(
         "--postprocessing-batch",
-        type=int,
+        type=at_least(1),
         nargs="+",
         default=(1, 64),
         metavar="N",
@@ -160,9 +178,11 @@ def main(argv: list[str] | None = None) -> int:
             requests=args.requests,
             tokens=args.tokens,
             concurrency=args.concurrency,
+            rounds=args.rounds,
         )
     cores = len(os.sched_getaffinity(0))
-    print(f"\nThe pipeline around null engines, {args.concurrency} users, {cores} cores\n")
+    shown = f"{args.concurrency} users, {args.tokens} tokens, {args.rounds} rounds, {cores} cores"
+    print(f"\nThe pipeline around null engines, {shown}\n")
     print(markdown_table(rows))
     return 0
 

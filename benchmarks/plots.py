@@ -32,8 +32,7 @@ def curve(
         for position, height, mark in zip(x, highest, marks, strict=True):
             axes.annotate(mark, (position, height), (5, 5), textcoords="offset points", fontsize=8)
         axes.set_ylim(bottom=0)
-        axes.set_xlim(left=0)
-        axes.margins(x=0.12)
+        axes.set_xlim(0, 1.15 * max(x) or 1)  # room for the last mark
         axes.legend(frameon=False)
 
     return _svg(draw, title, x_label, y_label)

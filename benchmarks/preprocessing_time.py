@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.markdown import markdown_table
+from benchmarks.option_types import at_least
 from benchmarks.pictures import jpeg
 from benchmarks.side_by_side import ratio_row, time_in_turn
 from internvl_triton.errors import InvalidRequest
@@ -227,11 +228,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.preprocessing_time", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--rounds", type=int, default=9, help="(%(default)s)")
+    parser.add_argument("--rounds", type=at_least(1), default=9, help="(%(default)s)")
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--threads", type=int, default=cores, metavar="N", help="(%(default)s)")
-    parser.add_argument("--processes", type=int, default=cores, metavar="N", help="(%(default)s)")
-    parser.add_argument("--hidden-size", type=int, default=4096, help="8B: 4096 (%(default)s)")
+    parser.add_argument(
+        "--threads", type=at_least(1), default=cores, metavar="N", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--processes", type=at_least(1), default=cores, metavar="N", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--hidden-size", type=at_least(1), default=4096, help="8B: 4096 (%(default)s)"
+    )
     args = parser.parse_args(argv)
     preprocessors()  # what is missing is said first
     keep_freed_memory()

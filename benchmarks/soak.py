@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.markdown import markdown_table
+from benchmarks.option_types import at_least
 from benchmarks.pictures import clip, jpeg, tiled_size
 from benchmarks.running_service import running_service
 from internvl_triton.client import Answer, AsyncClient
@@ -207,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="demo", help="name or directory (%(default)s)")
     parser.add_argument("--server", help="host:port of a running one; its memory is not seen")
     parser.add_argument("--minutes", type=float, default=10.0, help="(%(default)s)")
-    parser.add_argument("--streams", type=int, default=64, help="(%(default)s)")
+    parser.add_argument("--streams", type=at_least(1), default=64, help="(%(default)s)")
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR")
     args = parser.parse_args(argv)
     with running_service(args.model, server=args.server, artifacts_dir=args.artifacts) as service:

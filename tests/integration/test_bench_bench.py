@@ -22,7 +22,10 @@ def test_a_sweep_of_the_service_reports_every_stage(qwen2: Service, tmp_path: Pa
     load = ["--concurrency", "1", "2", "--requests", "6", "--warm-up", "1", "--turns", "2"]
     workload = ["--mix", "448x448", "2@32x32:2", "--output-tokens", "8", "--no-overhead"]
     assert main([*options, *load, *workload]) == 0
-    one, two = LoadRun.read(tmp_path).points
+    run = LoadRun.read(tmp_path)
+    one, two = run.points
+    assert run.settings["build"] == "the target's"
+    assert 0 < one.generator_lag_ms < 10_000
     assert (one.load, two.load) == ("concurrency 1", "concurrency 2")
     for point in (one, two):
         assert point.errors == {}
@@ -57,7 +60,7 @@ def test_pipeline_around_null_engines(qwen2: Service) -> None:
     with null_service(*model) as one, null_service(*model, postprocessing_batch=64) as many:
         cases = ["text", "448x448"]
         services = {1: one, 64: many}
-        rows = pipeline_rows(services, cases, requests=3, tokens=6, concurrency=2)
+        rows = pipeline_rows(services, cases, requests=3, tokens=6, concurrency=2, rounds=2)
     expected = [[case, str(batch)] for case in cases for batch in services]
     assert [row[:2] for row in rows[1:]] == expected
     assert all(float(cell) > 0 for row in rows[1:] for cell in row[1:])

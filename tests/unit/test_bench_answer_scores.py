@@ -17,6 +17,7 @@ from benchmarks.answer_scores import (
     mcnemar_p,
     wilson_interval,
 )
+from benchmarks.metrics import NoMetricValue
 
 
 def test_exact_match_is_strict_but_for_the_ends() -> None:
@@ -80,6 +81,8 @@ def test_bootstrap_draws_whole_groups() -> None:
     wide_low, wide_high = bootstrap_interval(together, [i // 10 for i in range(100)])
     assert wide_high - wide_low > 2.5 * (high - low)  # sqrt(10) = 3.2
     assert bootstrap_interval([0.25] * 7, "aabbccc") == (0.25, 0.25)
+    with pytest.raises(NoMetricValue):
+        bootstrap_interval([0.25, 0.5], "aa")  # every draw is the same
 
 
 def test_mcnemar() -> None:

@@ -166,3 +166,21 @@ def test_addresses() -> None:
         open_target("localhost:8001", timeout_s=1)
     with pytest.raises(InvalidRequest, match="for OpenAI endpoints only"):
         open_target("grpc://localhost:8001", timeout_s=1, extra={"ignore_eos": True})
+
+
+def test_how_late_the_generator_itself_was_is_noted() -> None:
+    class Busy(Slow):
+        """Holds the event loop up for 0.1 s."""
+
+        async def ask(self, turn: Turn, record: RequestRecord) -> str:
+            time.sleep(0.1)
+            return await super().ask(turn, record)
+
+    lags_s: list[float] = []
+    load = Load(concurrency=1, conversations=3)
+    asyncio.run(run_load(Busy(), OneTurn(), load, lags_s=lags_s))
+    assert sum(lag > 0.08 for lag in lags_s) >= 2
+    lags_s.clear()
+    asyncio.run(run_load(Slow(), OneTurn(), load, lags_s=lags_s))
+    assert lags_s
+    assert np.median(lags_s) < 0.08

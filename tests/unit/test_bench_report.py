@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu_use import GpuUse, mean_of_samples
-from benchmarks.load_report import csv_text, html_text, markdown_text, write_report
+from benchmarks.load_report import (
+    csv_text,
+    html_text,
+    markdown_text,
+    run_warnings,
+    write_report,
+)
 from benchmarks.load_run import LoadPoint, LoadRun
 from benchmarks.metrics import SLO, errors_by_kind
 from benchmarks.records import RequestRecord
@@ -94,6 +100,21 @@ def test_a_run_without_token_counts_has_a_report(tmp_path: Path) -> None:
     page = html_text(written)
     assert "concurrency 1: the endpoint does not count tokens" in page
     assert "concurrency 8: the endpoint" not in page
+
+
+def test_what_makes_the_times_doubtful_is_said() -> None:
+    """The stages of all requests beside the latency of those behind the warm-up."""
+    written = run()
+    first = written.points[0]
+    mean_s = (first.summary["latency_mean_ms"] or 0.0) / 1000
+    assert mean_s == pytest.approx(0.55, rel=0.02)  # as all the stages of `run` together
+    assert "all requests" not in " ".join(run_warnings(written))
+    assert "to note what came" not in " ".join(run_warnings(written))
+    first.stages["vision"] += 0.1
+    first.generator_lag_ms = 30.0
+    told = " ".join(run_warnings(written))
+    assert "the stages are those of all requests, 650 ms" in told
+    assert "concurrency 1: the generator itself was 30 ms late (p99)" in told
 
 
 def test_csv_has_a_line_per_load() -> None:

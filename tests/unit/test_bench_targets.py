@@ -262,6 +262,17 @@ def test_an_answer_ends_with_done_however_long_the_connection_lasts() -> None:
     assert time.perf_counter() - began < 10
 
 
+def test_an_endpoint_that_never_ends_its_stream_holds_up_its_first_caller_only() -> None:
+    async def lingering(request: web.Request) -> web.StreamResponse:
+        response = await streaming(*ANSWER)(request)
+        await asyncio.sleep(30)
+        return response
+
+    began = time.perf_counter()
+    ask(lingering, TEXT, times=20)
+    assert time.perf_counter() - began < 4  # 20 times 0.25 s is 5 s
+
+
 def test_a_connection_serves_again() -> None:
     ports: list[int] = []
 

@@ -85,11 +85,12 @@ async def run_load(
     noted what came meanwhile.
     """
     run = _Run(target, workload, load)
-    watching = asyncio.create_task(_note_lags([] if lags_s is None else lags_s))
+    watching = None if lags_s is None else asyncio.create_task(_note_lags(lags_s))
     try:
         await (run.closed_loop() if load.rate is None else run.open_loop())
     finally:
-        watching.cancel()
+        if watching is not None:
+            watching.cancel()
     return sorted(run.records, key=lambda record: record.sent_s)
 
 

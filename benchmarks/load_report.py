@@ -13,6 +13,7 @@ from benchmarks.environment import DISTURBED
 from benchmarks.load_run import LoadPoint, LoadRun
 from benchmarks.markdown import markdown_table
 from benchmarks.metrics import defined, gaps_s, ttft_s
+from benchmarks.stages import WITHIN
 
 __all__ = ["csv_text", "html_text", "markdown_text", "run_warnings", "write_report"]
 
@@ -208,7 +209,7 @@ def run_warnings(run: LoadRun) -> list[str]:
             found.append(f"{point.load}: {failed:g} of {requests:g} requests failed")
         elif requests < 30:
             found.append(f"{point.load}: p99 of {requests:g} requests says little")
-        if any(record.output_tokens is None for record in point.measured):
+        if not point.counts_tokens:
             found.append(f"{point.load}: the endpoint does not count tokens, so no rate of them")
         silent = sum(not record.error and not record.chunks_s for record in point.measured)
         if silent:
@@ -232,13 +233,13 @@ def run_warnings(run: LoadRun) -> list[str]:
             )
         total = sum(point.stages.values())
         mean = (point.summary["latency_mean_ms"] or 0.0) / 1000
-        if point.stages and abs(total - mean) > 0.05 * mean:
+        if point.stages and abs(total - mean) > WITHIN * mean:
             found.append(
                 f"{point.load}: the stages are those of all requests, {1000 * total:.0f} ms, and "
                 f"the warm-up or the ramp took another time than the {1000 * mean:.0f} ms that "
                 "were measured"
             )
-        if point.stages and abs(point.stages.get("unaccounted", 0.0)) > 0.05 * total:
+        if point.stages and abs(point.stages.get("unaccounted", 0.0)) > WITHIN * total:
             found.append(f"{point.load}: the stages do not add up to the latency within 5 %")
     return found
 

@@ -36,6 +36,11 @@ class LoadPoint:
     def measured(self) -> list[RequestRecord]:
         return [record for record in self.records if not record.warm_up]
 
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether the endpoint counted the tokens of everything that was measured."""
+        return all(record.output_tokens is not None for record in self.measured)
+
 
 @dataclass
 class LoadRun:

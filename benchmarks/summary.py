@@ -28,7 +28,8 @@ from benchmarks.records import RequestRecord
 
 __all__ = ["summarise"]
 
-_RATES: dict[str, Callable[[Sequence[RequestRecord]], float]] = {
+_Rate = Callable[[Sequence[RequestRecord]], float]
+_RATES: dict[str, _Rate] = {
     "requests_per_s": request_throughput,
     "output_tokens_per_s": output_throughput,
     "total_tokens_per_s": total_throughput,
@@ -54,18 +55,17 @@ def summarise(records: Sequence[RequestRecord], slo: SLO) -> dict[str, float | N
         "requests": len(measured),
         "failed": sum(errors_by_kind(measured).values()),
         "window_s": window_s(measured),
-        "goodput_per_s": _defined(lambda: goodput(measured, slo)),
     }
-    for name, rate in _RATES.items():
-        summary[name] = _defined(functools.partial(rate, measured))
+    rates: dict[str, _Rate] = {"goodput_per_s": functools.partial(goodput, slo=slo), **_RATES}
+    summary |= {name: _defined(rate, measured) for name, rate in rates.items()}
     for name, values in _TIMES.items():
         summary |= _distribution_ms(name, values(measured))
     return summary
 
 
-def _defined(rate: Callable[[], float]) -> float | None:
+def _defined(rate: _Rate, records: Sequence[RequestRecord]) -> float | None:
     try:
-        return rate()
+        return rate(records)
     except NoMetricValue:
         return None
 

@@ -28,14 +28,16 @@ class Turn:
 
 def check_length(record: RequestRecord, max_tokens: int) -> None:
     """Answers of other lengths than asked for would make every comparison wrong."""
-    if not record.error and record.output_tokens is None:
+    if record.error:
+        return
+    if record.output_tokens is None:
         record.error = "no usage"
         record.message = (
             "the endpoint does not count tokens (stream_options.include_usage), so nobody knows "
             "whether answers have the length asked for; with --let-stop all but the tokens is "
             "measured"
         )
-    elif not record.error and record.output_tokens != max_tokens:
+    elif record.output_tokens != max_tokens:
         record.error = "wrong length"
         record.message = (
             f"{record.output_tokens} tokens instead of {max_tokens}: the endpoint does not know "

@@ -249,12 +249,14 @@ def test_every_failure_has_a_kind() -> None:
         assert failed.ended_s >= failed.sent_s > 0
 
 
-def test_an_answer_ends_with_done_however_long_the_connection_lasts() -> None:
-    async def lingering(request: web.Request) -> web.StreamResponse:
-        response = await streaming(*ANSWER)(request)
-        await asyncio.sleep(30)
-        return response
+async def lingering(request: web.Request) -> web.StreamResponse:
+    """Answers, and keeps its stream open."""
+    response = await streaming(*ANSWER)(request)
+    await asyncio.sleep(30)
+    return response
 
+
+def test_an_answer_ends_with_done_however_long_the_connection_lasts() -> None:
     began = time.perf_counter()
     record, text = ask(lingering, TEXT)
     assert (record.error, text) == ("", "a")
@@ -263,11 +265,6 @@ def test_an_answer_ends_with_done_however_long_the_connection_lasts() -> None:
 
 
 def test_an_endpoint_that_never_ends_its_stream_holds_up_its_first_caller_only() -> None:
-    async def lingering(request: web.Request) -> web.StreamResponse:
-        response = await streaming(*ANSWER)(request)
-        await asyncio.sleep(30)
-        return response
-
     began = time.perf_counter()
     ask(lingering, TEXT, times=20)
     assert time.perf_counter() - began < 4  # 20 times 0.25 s is 5 s
